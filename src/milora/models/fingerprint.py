@@ -1,0 +1,37 @@
+"""Name weights by their content, whatever precision they were loaded in.
+
+A checkpoint loaded in float32 today and in bfloat16 tomorrow is the same base. So weights are rounded to bfloat16
+before they are hashed: float32 weights round to the bfloat16 weights that loading in bfloat16 gives, and bfloat16
+weights widened to float32 round back to themselves. float16 and quantised bases round otherwise and are told apart by
+their `precision`; fingerprints are comparable only between equal precisions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def fingerprint(named_weights: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 (64 hex digits) over names, shapes and bfloat16-rounded values, in the order given."""
+    digest = hashlib.sha256()
+    for name, weight in named_weights:
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        rounded = weight.detach().to(torch.bfloat16).contiguous().cpu()
+        digest.update(rounded.view(torch.uint8).reshape(-1).numpy())
+    return digest.hexdigest()
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """The fingerprint of all parameters of a model, by name in sorted order (tied parameters once)."""
+    return fingerprint(sorted(model.named_parameters(), key=lambda item: item[0]))
+
+
+def precision(dtypes: Iterable[torch.dtype], quantised: str | None = None) -> str:
+    """The class within which fingerprints compare: "bfloat16" (float32 and bfloat16), "float16", or the quantisation."""
+    if quantised:
+        return quantised
+    return "float16" if torch.float16 in set(dtypes) else "bfloat16"
