@@ -1,0 +1,181 @@
+"""The run folder.
+
+    recipe.yaml                 the resolved recipe; its first line marks the folder as a run
+    provenance.json             versions, commit, hardware, seeds, hashes of the data and the base model
+    metrics.jsonl               one JSON object per measurement, as training goes
+    README.md                   the model card
+    adapter_config.json         an adapter that plain PEFT loads (exact LoRA form where the method has one)
+    adapter_model.safetensors
+    adapter/                    the adapter in its own form, with L0 and R0: what training continues from
+    model/                      the whole model instead, after full fine-tuning
+    checkpoint-N/               a checkpoint in the Trainer's layout after N optimiser steps
+    tensorboard/                what ``report_to: tensorboard`` writes
+    eval/results.json           results by task, base and tuned, with standard errors
+    eval/samples/               every completion
+    forgetting.json             cross-entropy against the base model's own distribution, floor and KL
+
+Overwriting deletes these and nothing else that lies in the folder.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from milora.errors import MiloraError
+from milora.models.atomic import write_text
+from milora.recipes.schema import Recipe
+from milora.runs.metrics import append_metric
+
+MARK = "# The resolved recipe of a milora run.\n"
+
+WRITTEN = (
+    "provenance.json", "metrics.jsonl", "README.md", "adapter_config.json", "adapter_model.safetensors",
+    "adapter", "model", "checkpoint-*", "tensorboard", "eval", "forgetting.json", "recipe.yaml",
+)  # fmt: skip
+
+# Keys that decide what is shown, measured afterwards or kept, and not one bit of the weights.
+OUTPUT_ONLY = {
+    "name", "description", "sources", "output_dir", "report_to", "logging_steps", "save_total_limit",
+    "eval_tasks", "eval_limit", "eval_batch_size", "eval_data_dir",
+    "forgetting_text", "forgetting_max_tokens", "forgetting_block",
+}  # fmt: skip
+
+
+class RunFolder:
+    """A folder that holds one run. The object knows paths; nothing is read or written before it is asked."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self.recipe_file = self.path / "recipe.yaml"
+        self.provenance_file = self.path / "provenance.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.card_file = self.path / "README.md"
+        self.adapter = self.path / "adapter"
+        self.model = self.path / "model"
+        self.tensorboard = self.path / "tensorboard"
+        self.eval = self.path / "eval"
+        self.eval_results_file = self.eval / "results.json"
+        self.samples = self.eval / "samples"
+        self.forgetting_file = self.path / "forgetting.json"
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether a run was started here."""
+        if not self.recipe_file.is_file():
+            return False
+        with self.recipe_file.open(encoding="utf-8", errors="replace") as file:
+            return file.readline() == MARK
+
+    def check(self, recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -> None:
+        """Find out, without touching anything, whether ``create`` would refuse.
+
+        Raises:
+            MiloraError: the folder holds a run and neither flag is given; it holds other files and no
+                run; there is nothing to resume; the recipe to resume differs in a key that shapes the run.
+        """
+        if overwrite and resume:
+            raise MiloraError("--overwrite and --resume: got both, allowed one of them")
+        if self.path.exists() and not self.path.is_dir():
+            raise MiloraError(f"output_dir: {self.path} is a file, must be a folder")
+        if resume:
+            self._check_resume(recipe)
+        elif self.holds_run and not overwrite:
+            raise MiloraError(
+                f"output_dir: {self.path} holds a run; --overwrite replaces it, --resume goes on with it"
+            )
+        elif not self.holds_run and self.path.is_dir() and any(self.path.iterdir()):
+            raise MiloraError(
+                f"output_dir: {self.path} is not empty and holds no run; give a new or an empty folder"
+            )
+
+    def create(self, recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -> "RunFolder":
+        """Make the folder and write the recipe into it; with ``overwrite`` the old run's files go first.
+
+        Returns:
+            This folder.
+
+        Raises:
+            MiloraError: as ``check`` says.
+        """
+        self.check(recipe, overwrite=overwrite, resume=resume)
+        if not resume and self.holds_run:
+            self._delete_run()
+        self.path.mkdir(parents=True, exist_ok=True)
+        settings = recipe.model_dump(mode="json")
+        write_text(self.recipe_file, MARK + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        return self
+
+    def recipe(self) -> Recipe:
+        """Read the resolved recipe.
+
+        Raises:
+            MiloraError: the folder holds no run.
+        """
+        return Recipe.model_validate(self._recipe_keys())
+
+    def provenance(self) -> dict[str, Any]:
+        """Read provenance.json; empty when it is absent."""
+        return read_json(self.provenance_file)
+
+    def results(self) -> dict[str, Any]:
+        """Read what was measured: ``eval`` and ``forgetting``, each only if its file is there."""
+        files = {"eval": self.eval_results_file, "forgetting": self.forgetting_file}
+        return {name: read_json(file) for name, file in files.items() if file.is_file()}
+
+    def write_provenance(self, record: Mapping[str, Any]) -> None:
+        """Write provenance.json."""
+        write_json(self.provenance_file, record)
+
+    def append_metric(self, record: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        append_metric(self.metrics_file, record)
+
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints in the order of their steps."""
+        numbered = [p for p in self.path.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
+        return sorted(numbered, key=lambda p: int(p.name.removeprefix("checkpoint-")))
+
+    def _check_resume(self, recipe: Recipe) -> None:
+        if not self.holds_run:
+            raise MiloraError(f"--resume: {self.path} holds no run")
+        before, now = self._recipe_keys(), recipe.model_dump(mode="json")
+        keys = sorted((before.keys() | now.keys()) - OUTPUT_ONLY)
+        changed = [
+            f"{key} was {before.get(key)!r}, got {now.get(key)!r}"
+            for key in keys
+            if before.get(key) != now.get(key)
+        ]
+        if changed:
+            raise MiloraError(f"--resume: {self.path} was started with another recipe: " + "; ".join(changed))
+
+    def _recipe_keys(self) -> dict[str, Any]:
+        if not self.holds_run:
+            raise MiloraError(f"{self.path}: holds no run (no recipe.yaml of one)")
+        return yaml.safe_load(self.recipe_file.read_text(encoding="utf-8"))
+
+    def _delete_run(self) -> None:
+        # recipe.yaml is last in the list: an interrupted deletion still leaves a folder known as a run.
+        for pattern in WRITTEN:
+            for found in self.path.glob(pattern):
+                if found.is_dir() and not found.is_symlink():
+                    shutil.rmtree(found)
+                else:
+                    found.unlink()
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a JSON file for people to read, atomically."""
+    write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file; empty when it is absent."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -1,0 +1,45 @@
+"""metrics.jsonl: one JSON object per line, in the order in which things were measured."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from milora.models.atomic import write_text
+
+
+def append_metric(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
+    """Append one line and hand it to the system at once, so that a reader sees the run as it goes.
+
+    Args:
+        path: the metrics.jsonl of a run; made when absent.
+        record: numbers and strings. NaN and infinities become null, for JSON has neither.
+    """
+    line = json.dumps({key: _finite(value) for key, value in record.items()}, allow_nan=False)
+    with Path(path).open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read the records of a metrics.jsonl; none when there is no file.
+
+    A last line without its end, as a kill may leave it, is not a record.
+    """
+    file = Path(path)
+    if not file.is_file():
+        return []
+    whole, _, _torn = file.read_text(encoding="utf-8").rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines() if line]
+
+
+def keep_metrics_up_to(path: str | os.PathLike[str], step: int) -> None:
+    """Drop the records after optimiser step ``step``, so that a resumed run writes each step once."""
+    kept = [record for record in read_metrics(path) if record.get("step", 0) <= step]
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
