@@ -1,0 +1,236 @@
+"""Examples to token ids and labels, before any training starts, so that nothing is lost in silence.
+
+The rules are those of TRL's SFTTrainer, done here because TRL drops rows that end up without a label and
+cuts rows that are too long without saying so:
+
+- prompt and completion are tokenised together; the completion begins where the ids of the prompt alone and
+  of the joint text diverge. MetaMath's and PiSSA's code masks the first ``len(tokenise(prompt))`` labels of
+  the joint text instead. Both agree unless a token merges across the boundary; then the merged token is
+  trained here (it holds a part of the answer) and masked there. ``Lengths.merged`` counts those rows.
+- the end-of-sequence token closes a completion or a text, unless it is there already. A chat template closes
+  its own turns, so messages get nothing added.
+- in messages every assistant turn is an answer: its span is found by rendering the conversation up to the turn
+  with the generation prompt, and up to the turn's end. That needs no marks in the chat template.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from datasets import Dataset, Features, Value
+from datasets import List as ListOf
+
+from milora.errors import MiloraError
+
+IGNORED = -100  # the label that torch's cross-entropy leaves out
+
+FEATURES = Features(
+    {
+        "input_ids": ListOf(Value("int32")),  # cut to the limit
+        "labels": ListOf(Value("int32")),  # cut to the limit
+        "length": Value("int32"),  # before the cut
+        "trained": Value("int32"),  # tokens that count in the loss
+        "merged": Value("bool"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What tokenising a data set met; lengths are in tokens.
+
+    ``overlong`` rows are longer than ``limit``, ``over_context`` rows longer than the model's context,
+    ``dropped`` rows were left out, ``merged`` rows have a token across the end of the prompt.
+    """
+
+    rows: int
+    kept: int
+    longest: int
+    limit: int | None
+    overlong: int
+    over_context: int
+    dropped: int
+    merged: int
+    tokens: int
+    trained_tokens: int
+
+    def as_dict(self) -> dict[str, int | None]:
+        """The numbers under their names, for provenance and cards."""
+        return asdict(self)
+
+    def remarks(self, overlong: str, context: int | None) -> list[str]:
+        """Sentences for the user about whatever is out of the ordinary; empty when nothing is."""
+        said = []
+        if self.over_context:
+            said.append(f"{self.over_context} of {self.rows} rows are longer than the model's context of {context} tokens")
+        if self.overlong:
+            done = "dropped" if overlong == "drop" else f"cut to {self.limit} tokens"
+            said.append(
+                f"{self.overlong} of {self.rows} rows are longer than {self.limit} tokens "
+                f"(longest {self.longest}) and were {done}"
+            )
+        if self.dropped > self.overlong:
+            said.append(f"{self.dropped - self.overlong} rows without any token to train on were dropped")
+        if self.merged:
+            said.append(f"in {self.merged} of {self.rows} rows a token spans the end of the prompt; it is trained")
+        return said
+
+
+def tokenise(
+    examples: Dataset,
+    tokenizer: Any,
+    *,
+    loss_on: str,
+    max_length: int | None,
+    overlong: str = "truncate",
+    context: int | None = None,
+    name: str = "dataset",
+) -> tuple[Dataset, Lengths]:
+    """Turn examples into a data set of ``input_ids`` and ``labels`` that SFTTrainer takes as it is.
+
+    Args:
+        examples: rows of prompt and completion, of messages, or of text.
+        loss_on: ``completion`` labels answers only; ``all`` labels every token. Text has no prompt: all of it is
+            labelled either way.
+        max_length: longest row in tokens; the model's ``context`` bounds it further.
+        overlong: ``truncate`` cuts the end of longer rows, ``drop`` leaves them out, ``error`` refuses them.
+        context: the model's ``max_position_embeddings``, if it has one.
+        name: how errors call the data set.
+
+    Raises:
+        MiloraError: no rows; a row is longer than allowed under ``error``; rows without a token to train on
+            (unless ``drop``); no row is left. Row numbers start at 1.
+    """
+    if len(examples) == 0:
+        raise MiloraError(f"{name}: got no rows, allowed at least 1")
+    limit = min((bound for bound in (max_length, context) if bound), default=None)
+    encode = _encoder(examples.column_names, tokenizer, loss_on, name)
+    # Not from the cache: hashing a tokenizer costs as much as using it, and a stale hit would train on wrong ids.
+    encoded = examples.map(
+        lambda batch: _collect(encode(batch), limit),
+        batched=True,
+        remove_columns=examples.column_names,
+        features=FEATURES,
+        load_from_cache_file=False,
+    )
+    lengths: list[int] = list(encoded["length"])
+    trained: list[int] = list(encoded["trained"])
+    too_long = [i for i, length in enumerate(lengths) if limit and length > limit]
+    if too_long and overlong == "error":
+        raise MiloraError(
+            f"{name}: {len(too_long)} of {len(lengths)} rows are too long, first row {too_long[0] + 1}: "
+            f"got {lengths[too_long[0]]} tokens, allowed {limit}"
+        )
+    kept = _kept_rows(trained, set(too_long), overlong, name, limit)
+    report = Lengths(
+        rows=len(lengths),
+        kept=len(kept),
+        longest=max(lengths),
+        limit=limit,
+        overlong=len(too_long),
+        over_context=sum(bool(context) and length > context for length in lengths),
+        dropped=len(lengths) - len(kept),
+        merged=sum(encoded["merged"]),
+        tokens=sum(min(lengths[i], limit or lengths[i]) for i in kept),
+        trained_tokens=sum(trained[i] for i in kept),
+    )
+    dataset = encoded.select_columns(["input_ids", "labels"])
+    return (dataset if len(kept) == len(dataset) else dataset.select(kept)), report
+
+
+def _kept_rows(counts: Sequence[int], too_long: set[int], overlong: str, name: str, limit: int | None) -> list[int]:
+    if overlong == "drop":
+        kept = [i for i, count in enumerate(counts) if count and i not in too_long]
+    else:
+        masked = [i for i, count in enumerate(counts) if not count]
+        if masked:
+            which = "all" if len(masked) == len(counts) else f"{len(masked)} of {len(counts)}"
+            raise MiloraError(
+                f"{name}: {which} rows have no token to train on within {limit or 'their'} tokens, first row "
+                f"{masked[0] + 1}; got loss on none of its tokens, allowed a larger max_length or overlong: drop"
+            )
+        kept = list(range(len(counts)))
+    if not kept:
+        raise MiloraError(f"{name}: got 0 rows after dropping {len(counts)} overlong or empty ones, allowed at least 1")
+    return kept
+
+
+Row = tuple[list[int], list[int], bool]  # ids, labels, whether a token spans the end of the prompt
+
+
+def _encoder(columns: Sequence[str], tokenizer: Any, loss_on: str, name: str) -> Callable[[Any], Iterable[Row]]:
+    if loss_on not in ("completion", "all"):
+        raise MiloraError(f"loss_on: got {loss_on!r}, allowed completion or all")
+    everything = loss_on == "all"
+    if "messages" in columns:
+        if not getattr(tokenizer, "chat_template", None):
+            raise MiloraError(
+                f"{name}: got messages and a tokenizer without a chat template, allowed prompt/completion or text"
+            )
+        return lambda batch: (_encode_messages(row, tokenizer, everything) for row in batch["messages"])
+    if "prompt" in columns and "completion" in columns:
+        return lambda batch: _encode_pairs(batch["prompt"], batch["completion"], tokenizer, everything)
+    if "text" in columns:
+        return lambda batch: _encode_texts(batch["text"], tokenizer)
+    raise MiloraError(f"{name}: got columns {sorted(columns)}, allowed prompt and completion, messages, or text")
+
+
+def _collect(rows: Iterable[Row], limit: int | None) -> dict[str, list]:
+    batch: dict[str, list] = {key: [] for key in FEATURES}
+    for ids, labels, merged in rows:
+        batch["input_ids"].append(ids[:limit])
+        batch["labels"].append(labels[:limit])
+        batch["length"].append(len(ids))
+        # The first token has nothing before it to be predicted from.
+        batch["trained"].append(sum(label != IGNORED for label in labels[1:limit]))
+        batch["merged"].append(merged)
+    return batch
+
+
+def _encode_pairs(
+    prompts: list[str], completions: list[str], tokenizer: Any, everything: bool
+) -> Iterator[Row]:
+    texts = [p + _closed(c, tokenizer) for p, c in zip(prompts, completions, strict=True)]
+    for before, ids in zip(_ids(prompts, tokenizer), _ids(texts, tokenizer), strict=True):
+        start = _common_prefix(before, ids)
+        yield ids, ids if everything else [IGNORED] * start + ids[start:], start < len(before)
+
+
+def _encode_texts(texts: list[str], tokenizer: Any) -> Iterator[Row]:
+    for ids in _ids([_closed(text, tokenizer) for text in texts], tokenizer):
+        yield ids, ids, False
+
+
+def _encode_messages(messages: list[dict], tokenizer: Any, everything: bool) -> Row:
+    ids = _rendered(messages, tokenizer)
+    if everything:
+        return ids, ids, False
+    labels = [IGNORED] * len(ids)
+    for turn, message in enumerate(messages):
+        if message["role"] == "assistant":
+            asked = _rendered(messages[:turn], tokenizer, add_generation_prompt=True) if turn else []
+            start = _common_prefix(asked, ids)
+            stop = _common_prefix(_rendered(messages[: turn + 1], tokenizer), ids)
+            labels[start:stop] = ids[start:stop]
+    return ids, labels, False
+
+
+def _closed(text: str, tokenizer: Any) -> str:
+    end = tokenizer.eos_token or ""
+    return text if text.endswith(end) else text + end
+
+
+def _ids(texts: list[str], tokenizer: Any) -> list[list[int]]:
+    # `verbose` would warn about rows longer than the model's context, which are counted here instead.
+    return tokenizer(texts, add_special_tokens=True, verbose=False)["input_ids"]
+
+
+def _rendered(messages: list[dict], tokenizer: Any, **options: Any) -> list[int]:
+    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)["input_ids"]
+
+
+def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    for i, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return i
+    return min(len(left), len(right))
