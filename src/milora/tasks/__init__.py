@@ -1,0 +1,21 @@
+"""lm-evaluation-harness tasks that ship with the package.
+
+A task is a YAML file here with a version that rises when any of its numbers may change. The harness finds
+the files by itself: in this package through :func:`milora.evaluation.evaluate`, elsewhere with
+``lm_eval --include_path "$(python -m milora.tasks)" --tasks milora_gsm8k``.
+
+| task | data | scores |
+|---|---|---|
+| ``milora_commonsense`` and its eight sets | LLM-Adapters form | exact_match, strict and flexible |
+| ``milora_gsm8k`` | MetaMath form | exact_match, strict and flexible |
+| ``milora_questions`` | any local file of multiple-choice questions | acc, acc_norm |
+
+Where the rows come from: :mod:`milora.tasks.local_files`.
+"""
+
+from pathlib import Path
+
+
+def folder() -> Path:
+    """The folder that holds the task files, for ``lm_eval --include_path``."""
+    return Path(__file__).parent
