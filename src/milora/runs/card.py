@@ -7,6 +7,12 @@ from typing import Any
 import yaml
 
 from milora.recipes.schema import Recipe
+from milora.runs.folder import RunFolder
+
+
+def refresh_card(run: RunFolder) -> None:
+    """Write the README.md of a run again from what lies in the folder now."""
+    run.write_card(model_card(run.recipe(), run.provenance(), run.results()))
 
 
 def model_card(recipe: Recipe, provenance: Mapping[str, Any], results: Mapping[str, Any]) -> str:
@@ -18,8 +24,8 @@ def model_card(recipe: Recipe, provenance: Mapping[str, Any], results: Mapping[s
         results: what ``RunFolder.results`` returns; a missing measurement has no table.
 
     Returns:
-        Markdown with the hub's YAML front matter. The license is the base model's and the data's, which
-        this package does not know: it is left for the owner to state.
+        Markdown with the hub's YAML front matter. The license depends on the base model and the data, which
+        this package does not know: it is for the owner to state.
     """
     settings = recipe.model_dump(mode="json", exclude_defaults=True)
     parts = [
@@ -43,6 +49,35 @@ def _front_matter(recipe: Recipe) -> str:
         front["datasets"] = [recipe.dataset]
     front["tags"] = ["milora", recipe.method]
     return f"---\n{_yaml(front)}---\n"
+
+
+def _eval_table(results: Mapping[str, Any]) -> str:
+    header = ["task", "metric", "rows", "base", "tuned", "difference"]
+    rows = [
+        [
+            row["task"],
+            row["metric"] + ("" if row["filter"] == "none" else f" ({row['filter']})"),
+            str(row["n"]),
+            *(_measured(row[side], row[f"{side}_stderr"]) for side in ("base", "tuned", "difference")),
+        ]
+        for row in results.get("comparison", [])
+    ]
+    return _table(header, rows) if rows else ""
+
+
+def _forgetting_table(results: Mapping[str, Any]) -> str:
+    names = {"cross_entropy": "cross-entropy to the base", "floor": "floor (base's entropy)", "kl": "KL"}
+    measured = {title: results[name] for name, title in names.items() if results.get(name) is not None}
+    if not measured:
+        return ""
+    row = [f"{value:.4f}" for value in measured.values()] + [str(results.get("tokens", "-"))]
+    return "Forgetting, nats per token:\n\n" + _table([*measured, "tokens"], [row])
+
+
+def _measured(value: float | None, stderr: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if stderr is None else f"{value:.4f} ± {stderr:.4f}"
 
 
 def _results(results: Mapping[str, Any]) -> str:

@@ -6,12 +6,13 @@
     README.md                   the model card
     adapter_config.json         an adapter that plain PEFT loads (exact LoRA form where the method has one)
     adapter_model.safetensors
-    adapter/                    the adapter in its own form, with L0 and R0: what training continues from
+    adapter/                    a spectral adapter in its own form, with L0 and R0
     model/                      the whole model instead, after full fine-tuning
     checkpoint-N/               a checkpoint in the Trainer's layout after N optimiser steps
-    tensorboard/                what ``report_to: tensorboard`` writes
+    runs/                       what ``report_to: tensorboard`` writes
     eval/results.json           results by task, base and tuned, with standard errors
-    eval/samples/               every completion
+    eval/TASK.base.jsonl        every completion, of the base and of the tuned model
+    eval/TASK.tuned.jsonl
     forgetting.json             cross-entropy against the base model's own distribution, floor and KL
 
 Overwriting deletes these and nothing else that lies in the folder.
@@ -35,7 +36,7 @@ MARK = "# The resolved recipe of a milora run.\n"
 
 WRITTEN = (
     "provenance.json", "metrics.jsonl", "README.md", "adapter_config.json", "adapter_model.safetensors",
-    "adapter", "model", "checkpoint-*", "tensorboard", "eval", "forgetting.json", "recipe.yaml",
+    "adapter", "model", "checkpoint-*", "runs", "eval", "forgetting.json", "recipe.yaml",
 )  # fmt: skip
 
 # Keys that decide what is shown, measured afterwards or kept, and not one bit of the weights.
@@ -57,10 +58,8 @@ class RunFolder:
         self.card_file = self.path / "README.md"
         self.adapter = self.path / "adapter"
         self.model = self.path / "model"
-        self.tensorboard = self.path / "tensorboard"
         self.eval = self.path / "eval"
         self.eval_results_file = self.eval / "results.json"
-        self.samples = self.eval / "samples"
         self.forgetting_file = self.path / "forgetting.json"
 
     def __repr__(self) -> str:
@@ -130,9 +129,24 @@ class RunFolder:
         files = {"eval": self.eval_results_file, "forgetting": self.forgetting_file}
         return {name: read_json(file) for name, file in files.items() if file.is_file()}
 
+    def own_adapter(self) -> Path:
+        """The adapter in the form in which it was trained: a spectral one in ``adapter``, another at the root.
+
+        Raises:
+            MiloraError: the run has saved no adapter.
+        """
+        for folder in (self.adapter, self.path):
+            if (folder / "adapter_config.json").is_file():
+                return folder
+        raise MiloraError(f"{self.path}: the run has saved no adapter (stopped early, or method full)")
+
     def write_provenance(self, record: Mapping[str, Any]) -> None:
         """Write provenance.json."""
         write_json(self.provenance_file, record)
+
+    def write_card(self, text: str) -> None:
+        """Write the model card."""
+        write_text(self.card_file, text)
 
     def append_metric(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""

@@ -1,0 +1,137 @@
+"""``milora eval RUN_OR_MODEL --tasks A,B``: tasks of lm-evaluation-harness, base and tuned side by side."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from milora.cli.output import Output, table
+
+COLUMNS = ("task", "metric", "filter", "n", "base", "base_stderr", "tuned", "tuned_stderr", "difference",
+           "difference_stderr")  # fmt: skip
+PLAIN_COLUMNS = ("task", "metric", "filter", "n", "value", "stderr")
+
+Subject = Annotated[str, typer.Argument(help="A run folder, an adapter's folder, or a model.")]
+AdapterBase = Annotated[
+    str | None,
+    typer.Option("--model_name_or_path", "--model-name-or-path", help="The base, if not the adapter's own."),
+]
+Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16; else the run's own.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; else a GPU where there is one.")]
+Force = Annotated[bool, typer.Option("--force", help="Load an adapter on a base it was not made for.")]
+
+
+def evaluate(
+    context: typer.Context,
+    run_or_model: Subject,
+    tasks: Annotated[str | None, typer.Option(help="Names with commas; else the recipe's eval_tasks.")] = None,
+    limit: Annotated[float | None, typer.Option(help="So many rows of each task, or a share under 1.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch_size", "--batch-size", help="Requests in one forward pass.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option("--data_dir", "--data-dir", help="Local rows for this package's tasks.")
+    ] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option("--num_fewshot", "--num-fewshot", help="Examples before each question.")
+    ] = None,
+    max_gen_toks: Annotated[
+        int | None, typer.Option("--max_gen_toks", "--max-gen-toks", help="At most so many new tokens.")
+    ] = None,
+    apply_chat_template: Annotated[
+        bool, typer.Option("--apply_chat_template", "--apply-chat-template", help="Wrap each prompt in it.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of sampling and of the choice of examples.")] = 0,
+    model_name_or_path: AdapterBase = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    force: Force = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results in the run.")] = False,
+) -> None:
+    """Evaluate a run, an adapter or a model. A run keeps its results and every completion in its folder."""
+    from milora.runs.tuned import load_tuned
+
+    output: Output = context.obj
+    settings = {
+        "limit": _whole(limit), "batch_size": batch_size, "data_dir": data_dir, "num_fewshot": num_fewshot,
+        "max_gen_toks": max_gen_toks, "apply_chat_template": apply_chat_template, "seed": seed,
+    }  # fmt: skip
+    names, settings = _with_recipe(run_or_model, tasks, settings)
+    tuned = load_tuned(
+        run_or_model, model_name_or_path=model_name_or_path, dtype=dtype, device=device, force=force
+    )
+    with _progress(output) as progress:
+        _evaluate(output, tuned, names, overwrite, settings | {"progress": progress})
+
+
+def _evaluate(output: Output, tuned: Any, names: list[str], overwrite: bool, settings: dict[str, Any]) -> None:
+    from milora import evaluation
+    from milora.runs import refresh_card
+
+    if not tuned.has_base:
+        record = evaluation.evaluate(tuned.model, tuned.tokenizer, names, **settings)
+        output.result(record, table(PLAIN_COLUMNS, _rows(record["scores"], PLAIN_COLUMNS)))
+        return
+    record = evaluation.evaluate_base_and_tuned(
+        tuned.model,
+        tuned.tokenizer,
+        names,
+        base_model=tuned.base_model,
+        run_folder=tuned.run and tuned.run.path,
+        overwrite=overwrite,
+        **settings,
+    )
+    if tuned.run:
+        refresh_card(tuned.run)
+        record = tuned.run.results()["eval"]
+    essence = str(tuned.run.eval_results_file) if tuned.run else ""
+    output.result(record, table(COLUMNS, _rows(record["comparison"], COLUMNS)), essence=essence)
+
+
+def _with_recipe(
+    path: str, tasks: str | None, settings: dict[str, Any]
+) -> tuple[list[str], dict[str, Any]]:
+    """Fill what no flag says from the recipe of the run, if it is one."""
+    from milora.errors import MiloraError
+    from milora.runs import RunFolder
+
+    names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
+    given = {key: value for key, value in settings.items() if value is not None}
+    run = RunFolder(path)
+    if run.holds_run:
+        recipe = run.recipe()
+        names = names or list(recipe.eval_tasks)
+        defaults = {
+            "limit": recipe.eval_limit,
+            "batch_size": recipe.eval_batch_size,
+            "data_dir": recipe.eval_data_dir,
+        }
+        given = {key: value for key, value in defaults.items() if value is not None} | given
+    if not names:
+        raise MiloraError("--tasks: got none, name at least one (milora's own are in its folder tasks)")
+    return names, given
+
+
+def _whole(limit: float | None) -> int | float | None:
+    return int(limit) if limit is not None and limit >= 1 else limit
+
+
+def _rows(records: list[dict[str, Any]], columns: tuple[str, ...]) -> list[list[Any]]:
+    return [[record.get(column) for column in columns] for record in records]
+
+
+@contextmanager
+def _progress(output: Output) -> Iterator[Callable[[str, int, int], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=output.console, transient=True) as bars:
+        started: list[Any] = []
+
+        def show(kind: str, done: int, total: int) -> None:
+            if done == 0 or not started:
+                started.append(bars.add_task(kind, total=total))
+            bars.update(started[-1], completed=done)
+
+        yield show
