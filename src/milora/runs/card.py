@@ -47,7 +47,7 @@ def _front_matter(recipe: Recipe) -> str:
         front["base_model"] = recipe.model_name_or_path
     if not Path(recipe.dataset).exists():
         front["datasets"] = [recipe.dataset]
-    front["tags"] = ["milora", recipe.method]
+    front["tags"] = list(dict.fromkeys(["milora", recipe.method]))
     return f"---\n{_yaml(front)}---\n"
 
 
