@@ -1,0 +1,246 @@
+"""A recipe becomes a run folder."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset
+from rich.console import Console
+from transformers import PrinterCallback, set_seed
+from transformers.utils import logging as transformers_logging
+from trl import SFTConfig
+
+from milora.adapters import attach, peft_config
+from milora.data import data_hash, load_examples, split_validation
+from milora.errors import MiloraError
+from milora.models.fingerprint import model_fingerprint
+from milora.models.load import load_model, load_tokenizer
+from milora.recipes.schema import Recipe
+from milora.runs import RunFolder, keep_metrics_up_to, model_card, provenance
+from milora.training import adalora
+from milora.training.arguments import optimiser_steps, sft_arguments
+from milora.training.checkpoints import newest_complete, step_of
+from milora.training.masking import Lengths, tokenise
+from milora.training.progress import MetricsWriter, ProgressLine, StopOnNonFiniteLoss
+from milora.training.saving import disk_full_in_one_line, save_result
+from milora.training.summary import summary
+from milora.training.trainer import RunTrainer
+
+
+@dataclass
+class Data:
+    """Token ids and labels to train and to validate on, and what is worth knowing about them."""
+
+    train: Dataset
+    validation: Dataset | None
+    lengths: dict[str, Lengths]  # by data set, for provenance
+    sha256: str
+
+
+def train(
+    recipe: Recipe, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
+) -> RunFolder:
+    """Fine-tune a model by a recipe.
+
+    Args:
+        recipe: the resolved recipe; ``output_dir`` becomes the run folder.
+        resume: go on from the newest complete checkpoint of the run in ``output_dir``. In float32 on a CPU the
+            weights at the end are those of a run that was never stopped, to the last bit.
+        overwrite: replace the run in ``output_dir``.
+        console: where progress and the summary go; None keeps quiet.
+
+    Returns:
+        The run folder: adapter, recipe, provenance, metrics and model card.
+
+    Raises:
+        MiloraError: a model, data set, recipe or folder that cannot be used, told before anything is written; or
+            a full disk, or a loss that is no number any more.
+    """
+    run = RunFolder(recipe.output_dir)
+    run.check(recipe, overwrite=overwrite, resume=resume)
+    console = console or Console(quiet=True)
+    started = time.monotonic()
+    with _no_bars_but_ours(), disk_full_in_one_line(run.path):
+        with _removed_unless_started(run):
+            trainer, record = _build(recipe, run, console)
+            run.create(recipe, overwrite=overwrite, resume=resume)
+        run.write_provenance(record)
+        checkpoint = _checkpoint(run, console) if resume else None
+        _fit(trainer, run, recipe, checkpoint, console)
+        if trainer.is_world_process_zero():
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            save_result(model, trainer.processing_class, recipe, run)
+            run.write_card(model_card(recipe, run.provenance(), run.results()))
+            console.print(summary(trainer, run, record, time.monotonic() - started))
+    return run
+
+
+def _build(recipe: Recipe, run: RunFolder, console: Console) -> tuple[RunTrainer, dict[str, Any]]:
+    """Read and check everything; returns the trainer and what goes into provenance.json."""
+    # PEFT draws the start of some adapters from the global generator.
+    set_seed(recipe.seed)
+    tokenizer = load_tokenizer(
+        recipe.model_name_or_path, trust_remote_code=recipe.trust_remote_code, gguf_file=recipe.gguf_file
+    )
+    model = _load_model(recipe, console)
+    data = _load_data(recipe, tokenizer, model, console)
+    arguments = sft_arguments(recipe, run, has_eval=data.validation is not None, limit=data.lengths["dataset"].limit)
+    record = provenance(
+        seeds={"seed": recipe.seed}, data_hash=data.sha256, base_fingerprint=model_fingerprint(model)
+    )
+    model = _attach(recipe, model, arguments, len(data.train), console)
+    trainable, total = _count(model)
+    record |= {
+        "trainable_parameters": trainable,
+        "parameters": total,
+        "data": {name: lengths.as_dict() for name, lengths in data.lengths.items()},
+    }
+    return _trainer(recipe, model, tokenizer, data, arguments), record
+
+
+def _load_model(recipe: Recipe, console: Console) -> Any:
+    with console.status(f"loading {recipe.model_name_or_path}"):
+        return load_model(
+            recipe.model_name_or_path,
+            dtype=recipe.dtype,
+            device=recipe.device,
+            trust_remote_code=recipe.trust_remote_code,
+            gguf_file=recipe.gguf_file,
+            load_in_4bit=recipe.load_in_4bit,
+            load_in_8bit=recipe.load_in_8bit,
+        )
+
+
+def _load_data(recipe: Recipe, tokenizer: Any, model: Any, console: Console) -> Data:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    lengths: dict[str, Lengths] = {}
+
+    def read(key: str, dataset: str, limit: int | None) -> tuple[Dataset, Dataset]:
+        examples = load_examples(
+            dataset,
+            format=recipe.dataset_format,
+            split=recipe.dataset_split,
+            template=recipe.prompt_template,
+            limit=limit,
+            seed=recipe.seed,
+        )
+        # Before the split, so that an error can name the row of the file.
+        rows, lengths[key] = tokenise(
+            examples,
+            tokenizer,
+            loss_on=recipe.loss_on,
+            max_length=recipe.max_length,
+            overlong=recipe.overlong,
+            context=context,
+            name=key,
+        )
+        for remark in lengths[key].remarks(recipe.overlong, context):
+            console.print(f"{key}: {remark}", style="yellow", highlight=False)
+        return examples, rows
+
+    with console.status(f"reading {recipe.dataset}"):
+        examples, rows = read("dataset", recipe.dataset, recipe.dataset_limit)
+        if recipe.eval_dataset:
+            validation = read("eval_dataset", recipe.eval_dataset, None)[1]
+        else:
+            rows, validation = split_validation(rows, recipe.val_set_size, recipe.seed)
+        return Data(rows, validation, lengths, data_hash(examples))
+
+
+def _attach(recipe: Recipe, model: Any, arguments: SFTConfig, rows: int, console: Console) -> Any:
+    settings = recipe.model_dump()
+    if recipe.method == "adalora":
+        steps = optimiser_steps(arguments, rows)
+        settings["method_settings"] = adalora.schedule(steps, recipe.lora_r, recipe.method_settings)
+    config = peft_config(settings)
+    if config is None:
+        return model
+    with console.status(f"starting {recipe.method} on {recipe.target_modules}"):
+        return attach(model, config)
+
+
+def _count(model: Any) -> tuple[int, int]:
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
+
+
+def _trainer(recipe: Recipe, model: Any, tokenizer: Any, data: Data, arguments: SFTConfig) -> RunTrainer:
+    try:
+        trainer = RunTrainer(
+            model,
+            args=arguments,
+            train_dataset=data.train,
+            eval_dataset=data.validation,
+            processing_class=tokenizer,
+            uses_adalora=recipe.method == "adalora",
+        )
+    except ValueError as error:
+        raise MiloraError(f"training: {str(error).strip().splitlines()[0]}") from error
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _fit(trainer: RunTrainer, run: RunFolder, recipe: Recipe, checkpoint: Path | None, console: Console) -> None:
+    line = ProgressLine(console)
+    if trainer.uses_adalora:
+        # First, so that its number is in the log events that the others write and show.
+        trainer.add_callback(adalora.RankBudget(recipe.lora_r, recipe.method_settings))
+    for callback in (MetricsWriter(run.append_metric), line, StopOnNonFiniteLoss()):
+        trainer.add_callback(callback)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        _evaluate_at_end(trainer)
+    finally:
+        line.close()
+
+
+def _evaluate_at_end(trainer: RunTrainer) -> None:
+    # The best checkpoint has its loss already, and so has a last step that was just measured.
+    if trainer.eval_dataset is None or trainer.args.load_best_model_at_end:
+        return
+    measured = [event["step"] for event in trainer.state.log_history if "eval_loss" in event]
+    if not measured or measured[-1] != trainer.state.global_step:
+        trainer.evaluate()
+
+
+def _checkpoint(run: RunFolder, console: Console) -> Path | None:
+    checkpoint, skipped = newest_complete(run.checkpoints())
+    for sentence in skipped:
+        console.print(f"resume: {sentence}", style="yellow", highlight=False)
+    step = step_of(checkpoint) if checkpoint else 0
+    console.print(f"resume: from step {step}" + ("" if checkpoint else ", no complete checkpoint"), highlight=False)
+    keep_metrics_up_to(run.metrics_file, step)
+    return checkpoint
+
+
+@contextmanager
+def _removed_unless_started(run: RunFolder) -> Iterator[None]:
+    # The Trainer makes its output folder when it is built; a run that is refused after that leaves none behind.
+    existed = run.path.exists()
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _no_bars_but_ours() -> Iterator[None]:
+    # datasets draws a bar for every pass over the rows and transformers one for each file it reads or writes; the
+    # console says what is going on. A caller who had them on gets them back.
+    rows, files = datasets.is_progress_bar_enabled(), transformers_logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if rows:
+            datasets.enable_progress_bars()
+        if files:
+            transformers_logging.enable_progress_bar()
