@@ -1,0 +1,71 @@
+"""The harness's Hugging Face model around one that is already built. Importing this imports the harness."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lm_eval.models.huggingface import HFLM
+
+Progress = Callable[[str, int, int], None]  # (kind of request, done, all)
+
+
+class BuiltModel(HFLM):
+    """HFLM without bars on stderr, which reports its progress and counts what does not fit.
+
+    Log-probabilities are taken in float32, also for a bf16 model: in bf16 the choices of a question tie.
+
+    Args:
+        model: a PreTrainedModel or a PeftModel.
+        tokenizer: its tokenizer.
+        batch_size: requests a forward pass.
+        progress: called after each request.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int, progress: Progress | None = None):
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32")
+        self._progress = progress
+        # Rows whose prompt loses its beginning, because prompt and answer exceed the model's context.
+        self.truncated: dict[str, set[int]] = defaultdict(set)
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        for request in requests:
+            self._note_length(request, "".join(request.args[:2]), room=0)
+        self._report("loglikelihood", len(requests))
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
+        self._report("loglikelihood_rolling", len(requests))
+        return super().loglikelihood_rolling(requests, disable_tqdm=True)
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
+        for request in requests:
+            room = new_tokens(request.args[1], self.max_gen_toks)
+            self._note_length(request, request.args[0], room=room)
+        self._report("generate_until", len(requests))
+        return super().generate_until(requests, disable_tqdm=True)
+
+    def _note_length(self, request: Any, text: str, room: int) -> None:
+        if len(self.tok_encode(text)) > self.max_length - room:
+            self.truncated[request.task_name].add(request.doc_id)
+
+    def _report(self, kind: str, count: int) -> None:
+        if self._progress is not None:
+            self._progress(kind, 0, count)
+            self.set_cache_hook(_CountingHook(self._progress, kind, count))
+
+
+class _CountingHook:
+    """Stands where the harness hands each finished request to its cache."""
+
+    def __init__(self, progress: Progress, kind: str, count: int):
+        self._progress, self._kind, self._count, self._done = progress, kind, count, 0
+
+    def add_partial(self, attr: str, req: Any, res: Any) -> None:
+        self._done = min(self._done + 1, self._count)
+        self._progress(self._kind, self._done, self._count)
+
+
+def new_tokens(generation_kwargs: dict[str, Any], default: int) -> int:
+    """The number of tokens a request may generate, under any of the names that the harness takes."""
+    names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+    return next((int(v) for n in names if (v := generation_kwargs.get(n)) is not None), default)
