@@ -30,18 +30,19 @@ def save_result(model: Any, tokenizer: Any, recipe: Recipe, run: RunFolder) -> N
     Raises:
         MiloraError: the disk is full; what stood there before still does.
     """
-    if recipe.method == "full":
-        with replacing(run.model) as folder:
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-    elif recipe.method in METHODS:
-        with replacing(run.adapter) as folder:
-            _save_adapter(model, folder)
-        with _into_root(run) as folder:
-            export_lora(run.adapter, recipe.model_name_or_path, folder)
-    else:
-        with _into_root(run) as folder:
-            _save_adapter(model, folder)
+    with disk_full_in_one_line(run.path):
+        if recipe.method == "full":
+            with replacing(run.model) as folder:
+                model.save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
+        elif recipe.method in METHODS:
+            with replacing(run.adapter) as folder:
+                _save_adapter(model, folder)
+            with _into_root(run) as folder:
+                export_lora(run.adapter, recipe.model_name_or_path, folder)
+        else:
+            with _into_root(run) as folder:
+                _save_adapter(model, folder)
 
 
 @contextmanager

@@ -128,6 +128,7 @@ def _load_data(recipe: Recipe, tokenizer: Any, model: Any, console: Console) -> 
             template=recipe.prompt_template,
             limit=limit,
             seed=recipe.seed,
+            empty_rows=recipe.empty_rows,
         )
         # Before the split, so that an error can name the row of the file.
         rows, lengths[key] = tokenise(
