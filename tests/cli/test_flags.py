@@ -12,15 +12,9 @@ from milora.errors import MiloraError
 class Settings(BaseModel):
     name: str | None = Field(None, description="What it is called.")
     lora_r: int = 32
-    warmup: int | float = 0
-    rate: float = 1e-3
     packing: bool = False
     bf16: bool | Literal["auto"] = "auto"
-    report_to: str = "none"
     target_modules: str | list[str] = "all-linear"
-    eval_tasks: list[str] = []
-    rank_pattern: dict[str, int] = {}
-    method_settings: dict[str, Any] = {}
 
 
 def keys(*arguments: str) -> dict[str, Any]:
@@ -30,41 +24,28 @@ def keys(*arguments: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--lora_r", "8"], {"lora_r": 8}),
-        (["--lora-r=8"], {"lora_r": 8}),
-        (["--warmup", "0.1"], {"warmup": 0.1}),
-        (["--warmup", "100"], {"warmup": 100}),
-        (["--rate", "3e-4"], {"rate": 3e-4}),
-        (["--lora_r", "-1"], {"lora_r": -1}),
+        (["--lora_r", "8"], {"lora_r": "8"}),
+        (["--lora-r=8"], {"lora_r": "8"}),
+        (["--lora_r", "-1"], {"lora_r": "-1"}),
         (["--packing"], {"packing": True}),
-        (["--packing", "false"], {"packing": False}),
+        (["--packing", "false"], {"packing": "false"}),
         (["--no-packing"], {"packing": False}),
-        (["--no_packing", "--lora_r", "2"], {"packing": False, "lora_r": 2}),
+        (["--no_packing", "--lora_r", "2"], {"packing": False, "lora_r": "2"}),
         (["--bf16", "auto"], {"bf16": "auto"}),
-        (["--bf16", "--lora_r", "2"], {"bf16": True, "lora_r": 2}),
-        (["--report-to", "none"], {"report_to": "none"}),
-        (["--name", "none"], {"name": None}),
-        (["--name", "12"], {"name": "12"}),
+        (["--bf16", "--lora_r", "2"], {"bf16": True, "lora_r": "2"}),
         (["--name=--odd"], {"name": "--odd"}),
-        (["--target_modules", "all-linear"], {"target_modules": "all-linear"}),
-        (["--target_modules", "q_proj,v_proj"], {"target_modules": ["q_proj", "v_proj"]}),
-        (["--target_modules", "[q_proj]"], {"target_modules": ["q_proj"]}),
-        (["--eval-tasks", "gsm8k"], {"eval_tasks": ["gsm8k"]}),
-        (["--rank_pattern", "{q_proj: 4}"], {"rank_pattern": {"q_proj": 4}}),
-        (["--method_settings", "{tinit: 5}"], {"method_settings": {"tinit": 5}}),
-        (["--lora_r", "many"], {"lora_r": "many"}),
+        (["--name="], {"name": ""}),
+        (["--target-modules", "q_proj,v_proj"], {"target_modules": "q_proj,v_proj"}),
     ],
 )
-def test_values_are_read_by_the_fields_types(arguments: list[str], expected: dict[str, Any]):
-    found = keys(*arguments)
-    assert found == expected
-    assert {type(value) for value in found.values()} == {type(value) for value in expected.values()}
+def test_flags_are_found_in_both_spellings(arguments: list[str], expected: dict[str, Any]):
+    assert keys(*arguments) == expected
 
 
 def test_words_keys_and_switches_are_told_apart():
     parsed = parse(["r.yaml", "--dry-run", "--packing", "--lora_r", "4"], Settings.model_fields, ("dry_run",))
     assert (parsed.words, parsed.switches) == (["r.yaml"], {"dry_run"})
-    assert parsed.keys == {"packing": True, "lora_r": 4}
+    assert parsed.keys == {"packing": True, "lora_r": "4"}
 
 
 def test_a_word_after_a_switch_stays_a_word():

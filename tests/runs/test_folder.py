@@ -33,7 +33,7 @@ def test_a_run_is_not_written_over(tmp_path: Path):
     folder = tmp_path / "run"
     RunFolder(folder).create(recipe(folder))
     before = files(folder)
-    with pytest.raises(MiloraError, match="--overwrite.*--resume"):
+    with pytest.raises(MiloraError, match=r"--overwrite.*--resume"):
         RunFolder(folder).create(recipe(folder, lora_r=3))
     assert files(folder) == before
 

@@ -20,7 +20,6 @@ GLOBAL_FLAGS = ("--debug", "--json", "--quiet")
 app = typer.Typer(
     name="milora",
     help="Fine-tuning on singular vectors: MiLoRA, PiSSA, MiCA and their relatives, inside Hugging Face PEFT.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode=None,
@@ -45,8 +44,8 @@ def start(
 ) -> None:
     """Take the flags that every verb shares; they may stand anywhere on the command line."""
     context.obj = context.obj or Output(_mode(json, quiet))
-    if version:
-        typer.echo(__version__)
+    if version or context.invoked_subcommand is None:
+        typer.echo(__version__ if version else context.get_help())
         raise typer.Exit
 
 

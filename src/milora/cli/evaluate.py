@@ -1,14 +1,12 @@
 """``milora eval RUN_OR_MODEL --tasks A,B``: tasks of lm-evaluation-harness, base and tuned side by side."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from milora.cli.output import Output, table
+from milora.cli.progress import progress
 
 COLUMNS = ("task", "metric", "filter", "n", "base", "base_stderr", "tuned", "tuned_stderr", "difference",
            "difference_stderr")  # fmt: skip
@@ -60,11 +58,9 @@ def evaluate(
         "max_gen_toks": max_gen_toks, "apply_chat_template": apply_chat_template, "seed": seed,
     }  # fmt: skip
     names, settings = _with_recipe(run_or_model, tasks, settings)
-    tuned = load_tuned(
-        run_or_model, model_name_or_path=model_name_or_path, dtype=dtype, device=device, force=force
-    )
-    with _progress(output) as progress:
-        _evaluate(output, tuned, names, overwrite, settings | {"progress": progress})
+    tuned = load_tuned(run_or_model, model_name_or_path=model_name_or_path, dtype=dtype, device=device, force=force)
+    with progress(output) as show:
+        _evaluate(output, tuned, names, overwrite, settings | {"progress": show})
 
 
 def _evaluate(output: Output, tuned: Any, names: list[str], overwrite: bool, settings: dict[str, Any]) -> None:
@@ -91,9 +87,7 @@ def _evaluate(output: Output, tuned: Any, names: list[str], overwrite: bool, set
     output.result(record, table(COLUMNS, _rows(record["comparison"], COLUMNS)), essence=essence)
 
 
-def _with_recipe(
-    path: str, tasks: str | None, settings: dict[str, Any]
-) -> tuple[list[str], dict[str, Any]]:
+def _with_recipe(path: str, tasks: str | None, settings: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
     """Fill what no flag says from the recipe of the run, if it is one."""
     from milora.errors import MiloraError
     from milora.runs import RunFolder
@@ -121,17 +115,3 @@ def _whole(limit: float | None) -> int | float | None:
 
 def _rows(records: list[dict[str, Any]], columns: tuple[str, ...]) -> list[list[Any]]:
     return [[record.get(column) for column in columns] for record in records]
-
-
-@contextmanager
-def _progress(output: Output) -> Iterator[Callable[[str, int, int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=output.console, transient=True) as bars:
-        started: list[Any] = []
-
-        def show(kind: str, done: int, total: int) -> None:
-            if done == 0 or not started:
-                started.append(bars.add_task(kind, total=total))
-            bars.update(started[-1], completed=done)
-
-        yield show

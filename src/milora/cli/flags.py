@@ -1,21 +1,19 @@
 """Flags made from the recipe's schema: each key is one, in snake_case and in kebab-case.
 
-    --lora_r 64    --lora-r=64    --packing    --no-packing    --target_modules q_proj,v_proj
+--lora_r 64    --lora-r=64    --packing    --no-packing    --target_modules q_proj,v_proj
 """
 
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic.fields import FieldInfo
 
 from milora.errors import MiloraError
 
-TRUE, FALSE = {"true", "yes", "on"}, {"false", "no", "off"}
+TRUTHS = {"true", "false"}
 
 
 @dataclass
@@ -24,7 +22,7 @@ class Parsed:
 
     Attributes:
         words: what is not a flag, in order.
-        keys: the recipe keys that were given, with their values.
+        keys: the recipe keys that were given: the text of each value, True or False for a bare switch.
         switches: the names of the switches that were given.
     """
 
@@ -33,15 +31,14 @@ class Parsed:
     switches: set[str] = field(default_factory=set)
 
 
-def parse(
-    arguments: Sequence[str], fields: Mapping[str, FieldInfo], switches: Sequence[str] = ()
-) -> Parsed:
+def parse(arguments: Sequence[str], fields: Mapping[str, FieldInfo], switches: Sequence[str] = ()) -> Parsed:
     """Take a command line apart by the fields of a pydantic model.
 
     Args:
         arguments: the words after the verb.
-        fields: ``Model.model_fields``; the values are checked by the model itself later.
+        fields: ``Model.model_fields``. Texts are left as they are: ``load_recipe`` reads and checks them.
         switches: names of flags that take no value and are no field.
+        other_names: what other tools call a field, for the error alone.
 
     Raises:
         MiloraError: an unknown flag (with the nearest name), a flag without its value.
@@ -57,37 +54,15 @@ def parse(
         if name in switches and not given:
             parsed.switches.add(name)
         elif name in fields and given:
-            parsed.keys[name] = value_of(text, fields[name].annotation)
+            parsed.keys[name] = text
         elif name in fields:
             following = arguments[position + 1] if position + 1 < len(arguments) else None
             parsed.keys[name] = _value_after(name, following, fields[name].annotation, rest)
         elif name.startswith("no_") and bool in leaves(_annotation(fields, name[3:])) and not given:
             parsed.keys[name[3:]] = False
         else:
-            raise MiloraError(_unknown(word, name, [*fields, *switches]))
+            raise MiloraError(_unknown(word, name, [*fields, *switches], other_names or {}))
     return parsed
-
-
-def value_of(text: str, annotation: Any) -> Any:
-    """Read a flag's text as the first of the annotation's types that it fits; a string if none.
-
-    Lists are written ``a,b`` or ``[a, b]``, mappings as YAML: ``{target_r: 8}``.
-    """
-    kinds = leaves(annotation)
-    if text in [kind for kind in kinds if isinstance(kind, str)]:
-        return text
-    lowered = text.lower()
-    if NoneType in kinds and lowered in ("none", "null"):
-        return None
-    if bool in kinds and lowered in TRUE | FALSE:
-        return lowered in TRUE
-    for number in (int, float):
-        if number in kinds:
-            try:
-                return number(text)
-            except ValueError:
-                continue
-    return _container(text, kinds)
 
 
 def leaves(annotation: Any) -> list[Any]:
@@ -115,33 +90,21 @@ def _value_after(name: str, following: str | None, annotation: Any, rest: Iterat
     kinds = leaves(annotation)
     if bool in kinds:
         # A switch may stand alone, so the next word is its value only if it reads as one.
-        words = TRUE | FALSE | {kind for kind in kinds if isinstance(kind, str)}
+        words = TRUTHS | {kind for kind in kinds if isinstance(kind, str)}
         if not is_value or following.lower() not in words:
             return True
     if not is_value:
         raise MiloraError(f"--{name}: got no value (a value that begins with -- is written --{name}=VALUE)")
     next(rest)
-    return value_of(following, annotation)
-
-
-def _container(text: str, kinds: list[Any]) -> Any:
-    if dict in kinds or (list in kinds and text.startswith("[")):
-        try:
-            loaded = yaml.safe_load(text)
-        except yaml.YAMLError:
-            return text
-        return loaded if isinstance(loaded, dict | list) else text
-    if list in kinds and ("," in text or str not in kinds):
-        return [part.strip() for part in text.split(",") if part.strip()]
-    return text
+    return following
 
 
 def _annotation(fields: Mapping[str, FieldInfo], name: str) -> Any:
     return fields[name].annotation if name in fields else None
 
 
-def _unknown(word: str, name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+def _unknown(word: str, name: str, known: Sequence[str], other_names: Mapping[str, str]) -> str:
+    near = [other_names[name]] if name in other_names else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f", did you mean --{near[0]}?" if near else ""
     return f"{word.partition('=')[0]}: unknown flag{hint} (milora train --help lists all)"
 

@@ -27,12 +27,12 @@ def train(context: typer.Context) -> None:
     """Fine-tune a model by a recipe; every key of the recipe is a flag (milora train --help)."""
     from milora.cli.flags import parse
     from milora.errors import MiloraError
-    from milora.recipes.load import load_recipe
-    from milora.recipes.schema import Recipe
+    from milora.recipes import Recipe, load_recipe
+    from milora.recipes.load import OTHER_NAMES
 
     output: Output = context.obj
     arguments = ["--help" if word == "-h" else word for word in context.args]
-    parsed = parse(arguments, Recipe.model_fields, tuple(SWITCHES))
+    parsed = parse(arguments, Recipe.model_fields, tuple(SWITCHES), OTHER_NAMES)
     if "help" in parsed.switches:
         return _show_help(output)
     if len(parsed.words) > 1:
@@ -54,18 +54,17 @@ def train(context: typer.Context) -> None:
 
 
 def _show_recipe(output: Output, recipe: Any) -> None:
-    import yaml
+    from milora.recipes import dump
 
-    settings = recipe.model_dump(mode="json")
-    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).rstrip("\n")
-    output.result(settings, text, essence=text)
+    text = dump(recipe).rstrip("\n")
+    output.result(recipe.model_dump(mode="json"), text, essence=text)
 
 
 def _show_help(output: Output) -> None:
     from rich.console import Group
 
     from milora.cli.flags import describe
-    from milora.recipes.schema import Recipe
+    from milora.recipes import Recipe
 
     keys = list(describe(Recipe.model_fields))
     switches = [(f"--{name.replace('_', '-')}", text) for name, text in SWITCHES.items()]

@@ -5,4 +5,12 @@ from milora.runs.folder import RunFolder
 from milora.runs.metrics import append_metric, keep_metrics_up_to, read_metrics
 from milora.runs.provenance import provenance
 
-__all__ = ["RunFolder", "append_metric", "keep_metrics_up_to", "model_card", "provenance", "read_metrics", "refresh_card"]
+__all__ = [
+    "RunFolder",
+    "append_metric",
+    "keep_metrics_up_to",
+    "model_card",
+    "provenance",
+    "read_metrics",
+    "refresh_card",
+]

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from milora.recipes.schema import Recipe
+from milora.recipes import Recipe
 from milora.runs.folder import RunFolder
 
 

@@ -25,12 +25,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from milora.errors import MiloraError
 from milora.models.atomic import write_text
-from milora.recipes.schema import Recipe
-from milora.runs.metrics import append_metric
+from milora.recipes import Recipe, dump, load_recipe
+from milora.runs.metrics import append_metric, finite
 
 MARK = "# The resolved recipe of a milora run.\n"
 
@@ -87,13 +85,9 @@ class RunFolder:
         if resume:
             self._check_resume(recipe)
         elif self.holds_run and not overwrite:
-            raise MiloraError(
-                f"output_dir: {self.path} holds a run; --overwrite replaces it, --resume goes on with it"
-            )
+            raise MiloraError(f"output_dir: {self.path} holds a run; --overwrite replaces it, --resume goes on with it")
         elif not self.holds_run and self.path.is_dir() and any(self.path.iterdir()):
-            raise MiloraError(
-                f"output_dir: {self.path} is not empty and holds no run; give a new or an empty folder"
-            )
+            raise MiloraError(f"output_dir: {self.path} is not empty and holds no run; give a new or an empty folder")
 
     def create(self, recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -> "RunFolder":
         """Make the folder and write the recipe into it; with ``overwrite`` the old run's files go first.
@@ -108,8 +102,7 @@ class RunFolder:
         if not resume and self.holds_run:
             self._delete_run()
         self.path.mkdir(parents=True, exist_ok=True)
-        settings = recipe.model_dump(mode="json")
-        write_text(self.recipe_file, MARK + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        write_text(self.recipe_file, MARK + dump(recipe))
         return self
 
     def recipe(self) -> Recipe:
@@ -118,7 +111,9 @@ class RunFolder:
         Raises:
             MiloraError: the folder holds no run.
         """
-        return Recipe.model_validate(self._recipe_keys())
+        if not self.holds_run:
+            raise MiloraError(f"{self.path}: holds no run (no recipe.yaml of one)")
+        return load_recipe(self.recipe_file)
 
     def provenance(self) -> dict[str, Any]:
         """Read provenance.json; empty when it is absent."""
@@ -160,20 +155,14 @@ class RunFolder:
     def _check_resume(self, recipe: Recipe) -> None:
         if not self.holds_run:
             raise MiloraError(f"--resume: {self.path} holds no run")
-        before, now = self._recipe_keys(), recipe.model_dump(mode="json")
-        keys = sorted((before.keys() | now.keys()) - OUTPUT_ONLY)
+        before, now = self.recipe().model_dump(), recipe.model_dump()
         changed = [
-            f"{key} was {before.get(key)!r}, got {now.get(key)!r}"
-            for key in keys
-            if before.get(key) != now.get(key)
+            f"{key} was {before[key]!r}, got {now[key]!r}"
+            for key in sorted(now.keys() - OUTPUT_ONLY)
+            if before[key] != now[key]
         ]
         if changed:
             raise MiloraError(f"--resume: {self.path} was started with another recipe: " + "; ".join(changed))
-
-    def _recipe_keys(self) -> dict[str, Any]:
-        if not self.holds_run:
-            raise MiloraError(f"{self.path}: holds no run (no recipe.yaml of one)")
-        return yaml.safe_load(self.recipe_file.read_text(encoding="utf-8"))
 
     def _delete_run(self) -> None:
         # recipe.yaml is last in the list: an interrupted deletion still leaves a folder known as a run.
@@ -187,7 +176,7 @@ class RunFolder:
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write a JSON file for people to read, atomically."""
-    write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(finite(record), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

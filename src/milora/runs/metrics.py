@@ -17,7 +17,7 @@ def append_metric(path: str | os.PathLike[str], record: Mapping[str, Any]) -> No
         path: the metrics.jsonl of a run; made when absent.
         record: numbers and strings. NaN and infinities become null, for JSON has neither.
     """
-    line = json.dumps({key: _finite(value) for key, value in record.items()}, allow_nan=False)
+    line = json.dumps(finite(record), allow_nan=False)
     with Path(path).open("a", encoding="utf-8") as file:
         file.write(line + "\n")
         file.flush()
@@ -41,5 +41,6 @@ def keep_metrics_up_to(path: str | os.PathLike[str], step: int) -> None:
     write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def finite(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with null for NaN and infinities."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
