@@ -1,0 +1,28 @@
+"""The settings that only some methods have: the names that `method_settings` may hold.
+
+Names are those of the method's PEFT configuration. What a recipe key already says (rank, alpha, dropout,
+what is adapted) is not among them.
+"""
+
+_WHERE = ("layers_pattern", "fan_in_fan_out")
+_BUDGET = ("target_r", "init_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight")
+_LORA = (*_WHERE, "init_lora_weights", "loftq_config", "eva_config", "corda_config")
+
+# Methods of PEFT, and full fine-tuning, which has none.
+PEFT_SETTINGS: dict[str, tuple[str, ...]] = {
+    "lora": _LORA,
+    "rslora": _LORA,
+    "dora": _LORA,
+    "adalora": (*_WHERE, *_BUDGET),
+    "vera": (*_WHERE, "projection_prng_key", "save_projection", "d_initial"),
+    "full": (),
+}
+SPECTRAL_SETTINGS: dict[str, tuple[str, ...]] = {"random_components": (*_WHERE, "components", "components_seed")}
+
+
+def known_methods() -> dict[str, tuple[str, ...]]:
+    """Every method with the names that its `method_settings` may hold."""
+    # torch is imported only where a method is looked at.
+    from milora.methods import METHODS
+
+    return {name: SPECTRAL_SETTINGS.get(name, _WHERE) for name in METHODS} | PEFT_SETTINGS

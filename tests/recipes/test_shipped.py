@@ -1,0 +1,89 @@
+"""The recipes in the package: all of them valid, and each value of a paper's preset with its source."""
+
+import re
+import shlex
+
+import pytest
+
+from milora.recipes import Recipe, load_recipe, recipes
+from milora.recipes.keys import MethodKeys, TrainingKeys
+from milora.recipes.load import read
+
+PRESETS = ["llm-adapters-commonsense", "llm-adapters-math", "pissa-math"]
+TWINS = {
+    "llm-adapters-commonsense-smollm2": "llm-adapters-commonsense",
+    "llm-adapters-gsm8k-smollm2": "llm-adapters-math",
+}
+NO_SOURCE = {"name", "description", "sources", "output_dir", "method"}
+
+
+def test_the_presets_and_their_twins_are_shipped():
+    assert {*PRESETS, *TWINS} <= set(recipes())
+    assert len(recipes()) >= 5
+
+
+@pytest.mark.parametrize("name", sorted(recipes()))
+def test_a_recipe_is_valid_and_says_what_it_is(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.description
+    assert set(recipe.sources) <= set(Recipe.model_fields)
+
+
+@pytest.mark.parametrize("name", sorted(recipes()))
+def test_the_header_holds_a_command_that_is_a_right_call(name):
+    header = recipes()[name].read_text().split("\nname:")[0]
+    (command,) = re.findall(r"^#   (milora (?:train|demo).*)$", header, flags=re.MULTILINE)
+    words = shlex.split(command)
+    if words[1] == "demo":
+        return
+    assert words[:3] == ["milora", "train", name]
+    flags = dict(zip((word.removeprefix("--") for word in words[3::2]), words[4::2], strict=True))
+    assert load_recipe(name, flags)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_value_of_a_preset_has_its_source(name):
+    written = read(name)
+    valued = set(written) - NO_SOURCE
+    assert len(valued) >= 18
+    assert valued == set(written["sources"])
+    lines = {line.split(":")[0]: line for line in recipes()[name].read_text().split("\nsources:")[0].splitlines()}
+    assert not [key for key in valued if " # " not in lines[key]], "a value without a comment on its line"
+
+
+@pytest.mark.parametrize("name", sorted(TWINS))
+def test_every_hyperparameter_of_a_twin_is_the_presets_or_scaled(name):
+    written, preset = read(name), load_recipe(TWINS[name])
+    hyper = (set(MethodKeys.model_fields) | set(TrainingKeys.model_fields) | {"max_length", "loss_on"}) & set(written)
+    hyper -= NO_SOURCE
+    assert len(hyper) >= 15
+    assert hyper <= set(written["sources"])
+    same = [key for key in hyper if written["sources"][key] == TWINS[name]]
+    assert len(same) >= 7
+    assert not [key for key in same if getattr(preset, key) != written[key]]
+    assert "scaled" in written["description"]
+
+
+def test_values_of_table_8():
+    for name, r in (("llm-adapters-commonsense", 32), ("llm-adapters-math", 64)):
+        recipe = load_recipe(name)
+        assert (recipe.lora_r, recipe.lora_alpha, recipe.lora_dropout) == (r, None, 0.05)
+        assert (recipe.learning_rate, recipe.lr_scheduler_type, recipe.warmup_steps) == (3e-4, "linear", 100)
+        assert recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps == 16
+        assert recipe.num_train_epochs == 3
+        assert recipe.target_modules == ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
+
+
+def test_values_of_table_9():
+    recipe = load_recipe("pissa-math")
+    assert (recipe.lora_r, recipe.lora_alpha, recipe.lora_dropout) == (128, 128, 0.0)
+    assert (recipe.learning_rate, recipe.lr_scheduler_type, recipe.warmup_steps) == (2e-5, "cosine", 0.03)
+    assert recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps == 128
+    assert recipe.num_train_epochs == 1
+    assert len(recipe.target_modules) == 7
+
+
+def test_loss_is_that_of_the_protocol():
+    assert load_recipe("llm-adapters-commonsense").loss_on == "all"
+    assert load_recipe("llm-adapters-math").loss_on == load_recipe("pissa-math").loss_on == "completion"
