@@ -88,7 +88,7 @@ def split_sqrt(part: SVD, scale: float) -> Factors:
     still s_i u_i v_i^T = 0, and R_i has the gradient s u_i^T G.
     """
     root = (part.S / scale).clamp_min(0).sqrt()  # (r,)
-    dead = part.S <= part.resolution  # (r,)
+    dead = part.resolution >= part.S  # (r,)
     L0 = part.U * torch.where(dead, torch.ones_like(root), root)  # (out, r)
     R0 = torch.where(dead, torch.zeros_like(root), root)[:, None] * part.Vh  # (r, in)
     return Factors(L0, R0, int(dead.sum()))

@@ -21,7 +21,7 @@ def fingerprint(named_weights: Iterable[tuple[str, Tensor]]) -> str:
     for name, weight in named_weights:
         digest.update(f"{name}{tuple(weight.shape)}".encode())
         rounded = weight.detach().to(torch.bfloat16).contiguous().cpu()
-        digest.update(rounded.view(torch.uint8).reshape(-1).numpy())
+        digest.update(rounded.view(torch.uint8).reshape(-1).numpy().data)
     return digest.hexdigest()
 
 
@@ -31,7 +31,7 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 def precision(dtypes: Iterable[torch.dtype], quantised: str | None = None) -> str:
-    """The class within which fingerprints compare: "bfloat16" (float32 and bfloat16), "float16", or the quantisation."""
+    """The class within which fingerprints compare: "bfloat16" (float32 too), "float16", or the quantisation."""
     if quantised:
         return quantised
     return "float16" if torch.float16 in set(dtypes) else "bfloat16"

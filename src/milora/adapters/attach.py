@@ -1,0 +1,130 @@
+"""Adapters onto models: a new one, or a saved one with everything about it checked first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from milora.adapters.config import SpectralConfig
+from milora.errors import MiloraError
+from milora.models.checkpoint import check_safetensors, is_local
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+def attach(model: nn.Module, config: PeftConfig) -> PeftModel:
+    """Adapt a model anew; PEFT's refusals come as one line.
+
+    Raises:
+        MiloraError: nothing matches, a rank or a value that cannot be.
+    """
+    try:
+        return get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
+    except MiloraError:
+        raise
+    except ValueError as error:
+        raise MiloraError(f"{config.peft_type} adapter: {str(error).splitlines()[0]}") from error
+
+
+def load_adapter(
+    model: nn.Module, adapter: str | Path, *, force: bool = False, is_trainable: bool = False
+) -> PeftModel:
+    """Load a saved adapter, of this package or of PEFT, onto its base model.
+
+    Args:
+        model: the base model.
+        adapter: a local folder, or a hub name.
+        force: load it also onto a base with another fingerprint.
+        is_trainable: train it further.
+
+    Raises:
+        MiloraError: no adapter there, a broken or pickled file, tensors missing, left over, of a wrong shape or with
+            NaN or Inf, another base.
+    """
+    if not is_local(adapter):
+        return PeftModel.from_pretrained(model, str(adapter), is_trainable=is_trainable)
+    folder = Path(adapter).expanduser()
+    check_adapter(folder)
+    config = read_config(folder)
+    if isinstance(config, SpectralConfig):
+        config.any_base = force
+    try:
+        loaded = PeftModel.from_pretrained(model, str(folder), config=config, is_trainable=is_trainable)
+    except MiloraError:
+        raise
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise MiloraError(f"adapter {folder}: does not fit the model ({_first_difference(error)})") from error
+    _check_names(loaded, folder)
+    return loaded
+
+
+def check_adapter(folder: Path) -> None:
+    """Check a local adapter folder: config and whole, finite safetensors weights.
+
+    Raises:
+        MiloraError: what is missing or broken.
+    """
+    if not folder.is_dir():
+        raise MiloraError(f"adapter: got {folder}, which does not exist or is no folder")
+    if not (folder / CONFIG).is_file():
+        raise MiloraError(f"adapter: {folder} holds no {CONFIG}")
+    if not (folder / WEIGHTS).is_file():
+        pickled = (folder / "adapter_model.bin").is_file()
+        why = (
+            "only pickled weights, which can run code when loaded; allowed: safetensors" if pickled else f"no {WEIGHTS}"
+        )
+        raise MiloraError(f"adapter: {folder} holds {why}")
+    check_safetensors(folder / WEIGHTS)
+    for name, tensor in read_weights(folder).items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise MiloraError(f"adapter: {folder / WEIGHTS}: {name} holds NaN or Inf, allowed finite numbers")
+
+
+def read_config(folder: Path) -> PeftConfig:
+    """The configuration of a local adapter."""
+    try:
+        kind = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["peft_type"]
+        return PeftConfig.from_pretrained(str(folder)) if isinstance(kind, str) else _refuse_kind(folder, kind)
+    except MiloraError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+        raise MiloraError(
+            f"adapter: {folder / CONFIG} is no adapter configuration ({type(error).__name__}: {error})"
+        ) from error
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a local adapter, by their names in the file."""
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise MiloraError(f"adapter: {folder / WEIGHTS} is broken ({error})") from error
+
+
+def _refuse_kind(folder: Path, kind: Any) -> PeftConfig:
+    raise MiloraError(f"adapter: {folder / CONFIG}: peft_type: got {kind!r}, allowed a name")
+
+
+def _check_names(model: PeftModel, folder: Path) -> None:
+    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        there = set(file.keys())
+    missing = sorted(wanted - there)
+    extra = sorted(n for n in there - wanted if "embed" not in n and "lm_head" not in n)
+    if missing or extra:
+        what = f"lacks {missing[0]}" if missing else f"holds {extra[0]}, which the model has no place for"
+        raise MiloraError(f"adapter: {folder / WEIGHTS} {what} ({len(missing)} missing, {len(extra)} left over)")
+
+
+def _first_difference(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "size mismatch" in line), lines[0] if lines else type(error).__name__)

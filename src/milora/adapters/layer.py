@@ -1,0 +1,216 @@
+"""`SpectralLinear`: a linear layer with the bracket s (L R - L0 R0) beside its untouched base weight.
+
+    y = W x + b + s ([L0 + dL, dL] [dR; R0]) dropout(x)
+
+dL, dR train and are zero at the start; L0, R0 are frozen parameters, so that PEFT saves, shards and moves them with
+the rest. For a method in which only R trains, dL and R0 do not exist: y = W x + b + s L0 dR dropout(x).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.utils import resolve_quantization_backend
+from peft.utils.integrations import gather_params_ctx
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from milora.adapters.config import SpectralConfig
+from milora.errors import MiloraError
+from milora.linalg import svd
+from milora.methods import Choice, Factors, get_method
+
+
+class SpectralLinear(nn.Module, BaseTunerLayer):
+    """A base linear layer and, by adapter name, the factors of its adapters.
+
+    Args:
+        base_layer: nn.Linear, transformers' Conv1D, or a quantised linear layer that PEFT knows.
+        adapter_name: name of the first adapter.
+        config: its configuration.
+        key: the module's name in the model; it chooses patterns and seeds.
+        quantization_backend: PEFT's access to a quantised weight, or None.
+    """
+
+    adapter_layer_names = ("spectral_dL", "spectral_dR", "spectral_L0", "spectral_R0")
+    other_param_names = ("r", "scaling", "dead", "spectral_dropout")
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        config: SpectralConfig,
+        key: str,
+        quantization_backend: Any = None,
+    ) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.fan_in_fan_out = config.fan_in_fan_out or isinstance(base_layer, Conv1D)
+        self.quantization_backend = quantization_backend or resolve_quantization_backend(base_layer)
+        self.in_features, self.out_features = features(base_layer)
+        self.spectral_dL = nn.ParameterDict()  # each (out, r), trained
+        self.spectral_dR = nn.ParameterDict()  # each (r, in), trained
+        self.spectral_L0 = nn.ParameterDict()  # each (out, r), frozen
+        self.spectral_R0 = nn.ParameterDict()  # each (r, in), frozen
+        self.spectral_dropout = nn.ModuleDict()
+        self.r: dict[str, int] = {}
+        self.scaling: dict[str, float] = {}
+        self.dead: dict[str, int] = {}
+        self.merged_adapters = []
+        self.frozen_peft_weight_names = {}
+        self._awaiting: set[str] = set()
+        self._unmerged_weight: Tensor | None = None
+        self.update_layer(adapter_name, config, key)
+
+    def update_layer(self, adapter_name: str, config: SpectralConfig, key: str) -> None:
+        """Add an adapter: its factors from this layer's weight, or empty ones where a saved adapter will fill them."""
+        method = get_method(config.method)
+        r, scale = config.rank(key), config.scale(key)
+        self.r[adapter_name], self.scaling[adapter_name], self.dead[adapter_name] = r, scale, 0
+        self.spectral_dropout[adapter_name] = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
+        weight = self.base_layer.weight
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        shape: dict[str, Any] = {"dtype": dtype, "device": weight.device}
+        self.spectral_L0[adapter_name] = nn.Parameter(torch.zeros(self.out_features, r, **shape))
+        self.spectral_dR[adapter_name] = nn.Parameter(torch.zeros(r, self.in_features, **shape))
+        if "L" in method.trains:
+            self.spectral_R0[adapter_name] = nn.Parameter(torch.zeros(r, self.in_features, **shape))
+            self.spectral_dL[adapter_name] = nn.Parameter(torch.zeros(self.out_features, r, **shape))
+        self.frozen_peft_weight_names[adapter_name] = ("spectral_L0", "spectral_R0")
+        if self.spectral_L0[adapter_name].is_meta:
+            pass  # nothing to compute: the values come from a file, or only shapes are asked for
+        elif config.saved:
+            self._awaiting.add(adapter_name)
+        else:
+            self._fill(adapter_name, self._factors(config, key))
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _factors(self, config: SpectralConfig, key: str) -> Factors:
+        seed = hashlib.sha256(f"{config.components_seed}:{key}".encode()).digest()
+        choice = Choice(
+            r=config.rank(key),
+            scale=config.scale(key),
+            components=config.components,
+            generator=torch.Generator().manual_seed(int.from_bytes(seed[:8], "little") >> 1),
+        )
+        with gather_params_ctx(self.base_layer.parameters()):
+            try:
+                return get_method(config.method).factors(svd(self.unmerged_weight()), choice)
+            except MiloraError as error:
+                raise MiloraError(f"layer {key}: {error}") from error
+
+    @torch.no_grad()
+    def _fill(self, adapter_name: str, factors: Factors) -> None:
+        self.spectral_L0[adapter_name].copy_(factors.L0)
+        if factors.R0 is not None:
+            self.spectral_R0[adapter_name].copy_(factors.R0)
+        self.dead[adapter_name] = factors.dead
+
+    def unmerged_weight(self) -> Tensor:  # (out, in)
+        """The base weight as it is without adapters, dequantised where it is quantised."""
+        weight = self._unmerged_weight if self._unmerged_weight is not None else self.get_base_weight()
+        return weight.T if self.fan_in_fan_out else weight
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # (..., in) -> (..., out)
+        """The base layer's output plus the bracket of every active adapter."""
+        if self.disable_adapters:
+            if self.merged:
+                self.unmerge()
+            return self.base_layer(x, *args, **kwargs)
+        y = self.base_layer(x, *args, **kwargs)
+        if self.merged:
+            return y
+        dtype = y.dtype
+        if self.quantization_backend is not None:
+            y = self.quantization_backend.maybe_clone_base_result(y)
+        for name in self.active_adapters:
+            if name in self.spectral_L0:
+                y = y + self._bracket(x, name)
+        return y.to(dtype)
+
+    def _bracket(self, x: Tensor, name: str) -> Tensor:  # (..., in) -> (..., out)
+        if name in self._awaiting:
+            self._confirm_loaded(name)
+        L0, dR = self.spectral_L0[name], self.spectral_dR[name]
+        x = self.spectral_dropout[name](self._cast_input_dtype(x, dR.dtype))
+        if name not in self.spectral_dL:
+            return F.linear(F.linear(x, dR) * self.scaling[name], L0)
+        dL, R0 = self.spectral_dL[name], self.spectral_R0[name]
+        z = F.linear(x, torch.cat([dR, R0])) * self.scaling[name]  # (..., 2r)
+        return F.linear(z, torch.cat([L0 + dL, dL], dim=1))
+
+    def _confirm_loaded(self, name: str) -> None:
+        # L0 spans directions of the output, so that a loaded L0 is never all zero.
+        if not bool(self.spectral_L0[name].any()):
+            raise MiloraError(
+                f"adapter {name!r}: its configuration was read from a saved adapter but its weights were not loaded;"
+                " use PeftModel.from_pretrained, or set base_fingerprint to None to make it anew"
+            )
+        self._awaiting.discard(name)
+
+    @torch.no_grad()
+    def get_delta_weight(self, adapter: str) -> Tensor:  # (out, in), or (in, out) as the base layer stores it
+        """s (L R - L0 R0) = s (L dR + dL R0), in the factors' dtype."""
+        delta = self.spectral_L0[adapter] @ self.spectral_dR[adapter]
+        if adapter in self.spectral_dL:
+            delta += self.spectral_dL[adapter] @ (self.spectral_dR[adapter] + self.spectral_R0[adapter])
+        delta *= self.scaling[adapter]
+        return delta.T if self.fan_in_fan_out else delta
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the brackets to the base weight: in float32, from the unmerged weight, cast once.
+
+        The unmerged weight is kept until `unmerge`, which puts it back as it was.
+
+        Raises:
+            MiloraError: with `safe_merge`, where the merged weight would hold NaN or Inf.
+        """
+        new = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.spectral_L0]
+        if not new:
+            return
+        base = self._unmerged_weight if self._unmerged_weight is not None else self.get_base_weight()
+        merged = base.to(torch.promote_types(base.dtype, torch.float32))
+        for name in [*self.merged_adapters, *new]:
+            merged = merged + self.get_delta_weight(name).to(merged.device)
+        if safe_merge and not bool(torch.isfinite(merged).all()):
+            raise MiloraError(f"merge: adapters {', '.join(new)} give NaN or Inf, allowed finite weights")
+        self._unmerged_weight = base
+        self.set_base_weight(merged.to(base.dtype))
+        self.merged_adapters.extend(new)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Put the unmerged weight back, bit for bit."""
+        if self._unmerged_weight is None:
+            return
+        self.set_base_weight(self._unmerged_weight.to(self.weight.device))
+        self._unmerged_weight = None
+        self.merged_adapters.clear()
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """True: the bracket is a sum on the weight."""
+        return True
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        # The factors keep their dtype: in a bfloat16 base layer's dtype they would lose most of their digits.
+        target = device or self.weight.device
+        for layer_name in self.adapter_layer_names:
+            factors = getattr(self, layer_name)
+            if adapter_name in factors and not factors[adapter_name].is_meta:
+                factors[adapter_name] = factors[adapter_name].to(target)
+
+    def __repr__(self) -> str:
+        return "spectral." + super().__repr__()
+
+
+def features(base_layer: nn.Module) -> tuple[int, int]:
+    """(in, out) of a linear layer."""
+    if isinstance(base_layer, Conv1D):
+        in_, out = base_layer.weight.shape
+        return int(in_), int(out)
+    return int(base_layer.in_features), int(base_layer.out_features)  # pyright: ignore[reportArgumentType]

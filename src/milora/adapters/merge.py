@@ -1,0 +1,46 @@
+"""Leave milora the other way: one whole model, the adapter added into its weights in float32 and cast once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from milora.adapters.attach import load_adapter
+from milora.errors import MiloraError
+from milora.models.atomic import replacing
+from milora.models.load import load_model, load_tokenizer
+
+
+def merge_adapter(
+    adapter: str | Path,
+    model_name_or_path: str | Path,
+    output: str | Path,
+    *,
+    dtype: str = "auto",
+    overwrite: bool = False,
+    force: bool = False,
+) -> Path:
+    """Write the base model with an adapter merged into it, and its tokenizer.
+
+    Args:
+        adapter: the folder of the saved adapter.
+        model_name_or_path: the base model.
+        output: the folder to write.
+        dtype: of the merged model; "auto" keeps the checkpoint's.
+        overwrite: replace the folder if it stands.
+        force: merge also into a base with another fingerprint.
+
+    Returns:
+        `output`.
+
+    Raises:
+        MiloraError: see `load_model` and `load_adapter`; `output` exists.
+    """
+    target = Path(output).expanduser()
+    if target.exists() and not overwrite:
+        raise MiloraError(f"output: {target} exists, allowed a new folder, or --overwrite")
+    model = load_adapter(load_model(model_name_or_path, dtype=dtype), adapter, force=force)
+    merged = model.merge_and_unload(safe_merge=True)
+    with replacing(target) as temporary:
+        merged.save_pretrained(temporary)
+        load_tokenizer(model_name_or_path).save_pretrained(temporary)
+    return target

@@ -1,0 +1,169 @@
+"""`SpectralModel`: PEFT's tuner that puts `SpectralLinear` in the place of the targeted layers."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.utils import (
+    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    resolve_quantization_backend,
+)
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from milora.adapters.config import SpectralConfig, matching_pattern
+from milora.adapters.layer import SpectralLinear, features
+from milora.adapters.registration import PREFIX
+from milora.errors import MiloraError
+from milora.models.fingerprint import fingerprint, precision
+
+
+class SpectralModel(BaseTuner):
+    """The adapted model; use it through PEFT's `get_peft_model(model, SpectralConfig(...))`."""
+
+    prefix: str = PREFIX
+    tuner_layer_cls = SpectralLinear
+    target_module_mapping: dict[str, Any] = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Check the whole request first, then adapt: a request that is refused leaves the model as it was."""
+        # The caller's configuration may serve another model next; what is learned about this one goes into a copy.
+        config = cast(SpectralConfig, copy.copy(self.peft_config[adapter_name]))
+        self.peft_config[adapter_name] = config
+        try:
+            targets = self._targets(model, config)
+            _check_targets(targets, config)
+            _check_base(targets, config)
+        except MiloraError:
+            del self.peft_config[adapter_name]
+            raise
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        _warn_of_dead_triplets(model, adapter_name)
+
+    def _targets(self, model: nn.Module, config: SpectralConfig) -> dict[str, nn.Module]:
+        """The modules that the configuration names, by name."""
+        self._prepare_adapter_config(config, self.get_model_config(model))
+        _maybe_include_all_linear_layers(config, model)
+        adapted = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, BaseTunerLayer))
+        names = [n for n, _ in model.named_modules() if n and not n.startswith(adapted or ("\0",))]
+        targets = {n: model.get_submodule(n) for n in names if self._check_target_module_exists(config, n)}
+        if not targets:
+            asked = config.target_modules or ()
+            wanted = asked if isinstance(asked, str) else sorted(asked)
+            leaves = sorted({n.rsplit(".", 1)[-1] for n in names if _is_linear(model.get_submodule(n))})
+            raise MiloraError(f"target_modules: {wanted} matches nothing, allowed e.g. {', '.join(leaves)}")
+        return targets
+
+    def _create_and_replace(
+        self,
+        peft_config: PeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        config = cast(SpectralConfig, peft_config)
+        if isinstance(target, SpectralLinear):
+            target.update_layer(adapter_name, config, current_key)
+            return
+        layer = SpectralLinear(target, adapter_name, config, current_key, _quantization(target, self.model))
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        # The factors are made in float32; a caller who asks for no autocast wants them in the base layer's dtype.
+        if autocast_adapter_dtype:
+            return
+        for layer in self.modules():
+            if isinstance(layer, SpectralLinear) and layer.weight.is_floating_point():
+                for name in layer.adapter_layer_names:
+                    factors = getattr(layer, name)
+                    if adapter_name in factors:
+                        factors[adapter_name].data = factors[adapter_name].data.to(layer.weight.dtype)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Generator[None]:
+        # PEFT would drop `adapter_names` without a word and answer with the active adapter.
+        if kwargs.get("adapter_names") is not None:
+            raise MiloraError("adapter_names: got one name per sample, allowed only for LoRA; use set_adapter")
+        yield
+
+
+def _is_linear(module: nn.Module) -> bool:
+    module = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def _quantization(target: nn.Module, model: nn.Module) -> Any:
+    quantizer = getattr(model, "hf_quantizer", None)
+    apply = getattr(getattr(quantizer, "quantization_config", None), "get_apply_tensor_subclass", None)
+    return resolve_quantization_backend(target, get_apply_tensor_subclass=apply)
+
+
+def _check_targets(targets: dict[str, nn.Module], config: SpectralConfig) -> None:
+    for name in ("rank_pattern", "alpha_pattern"):
+        unused = [p for p in getattr(config, name) if not any(matching_pattern([p], t) for t in targets)]
+        if unused:
+            raise MiloraError(f"{name}: {unused[0]!r} matches none of the {len(targets)} targeted modules")
+    for name, target in targets.items():
+        if isinstance(target, SpectralLinear):
+            out, in_ = target.out_features, target.in_features
+        elif _is_linear(target):
+            in_, out = features(target)
+        else:
+            raise MiloraError(f"target_modules: {name} is a {type(target).__name__}, allowed Linear or Conv1D")
+        if config.rank(name) > min(out, in_):
+            raise MiloraError(f"r: got {config.rank(name)} for {name} ({out} x {in_}), allowed 1 to {min(out, in_)}")
+
+
+def _check_base(targets: dict[str, nn.Module], config: SpectralConfig) -> None:
+    """Name the targeted weights by their content; a saved adapter must meet the base it was made on."""
+    layers = {n: _weight(t) for n, t in sorted(targets.items())}
+    if any(w.is_meta for w in layers.values()):
+        return
+    quantised = {type(t.get_base_layer() if isinstance(t, SpectralLinear) else t).__name__ for t in targets.values()}
+    here = precision(
+        [w.dtype for w in layers.values()],
+        None if quantised <= {"Linear", "Conv1D", "NonDynamicallyQuantizableLinear"} else "+".join(sorted(quantised)),
+    )
+    found = fingerprint(layers.items())
+    if config.saved and not config.any_base and config.base_precision == here and config.base_fingerprint != found:
+        raise MiloraError(
+            f"adapter: it was made on a base with fingerprint {config.base_fingerprint}, this base has {found};"
+            " --force (load_adapter(..., force=True)) loads it all the same"
+        )
+    if not config.saved:
+        config.base_fingerprint, config.base_precision = found, here
+
+
+def _weight(target: Any) -> torch.Tensor:  # (out, in)
+    if isinstance(target, SpectralLinear):
+        return target.unmerged_weight()
+    backend = resolve_quantization_backend(target) if not isinstance(target, Conv1D) else None
+    weight = backend.get_base_weight(target) if backend is not None else target.weight
+    return weight.T if isinstance(target, Conv1D) else weight
+
+
+def _warn_of_dead_triplets(model: nn.Module, adapter_name: str) -> None:
+    dead = {
+        n: m.dead[adapter_name]
+        for n, m in model.named_modules()
+        if isinstance(m, SpectralLinear) and m.dead.get(adapter_name)
+    }
+    if dead:
+        named = ", ".join(f"{n} ({d})" for n, d in list(dead.items())[:3]) + (", ..." if len(dead) > 3 else "")
+        warnings.warn(
+            f"{sum(dead.values())} chosen singular values in {len(dead)} layers are zero to float32's resolution:"
+            f" {named}; their triplets would get no gradient, so they start as MiCA's do (L0 = u, R0 = 0)",
+            stacklevel=2,
+        )
