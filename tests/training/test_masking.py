@@ -114,7 +114,8 @@ def test_overlong_rows_are_counted_and_cut(tokenizer):
     dataset, lengths = tokenise(long_rows().select([0, 1, 2]), tokenizer, loss_on="completion", max_length=30)
     assert [len(row["input_ids"]) for row in dataset] == [11, 30, 11]
     assert (lengths.rows, lengths.kept, lengths.overlong, lengths.longest, lengths.tokens) == (3, 3, 1, 61, 52)
-    assert lengths.remarks("truncate", None) == ["1 of 3 rows are longer than 30 tokens (longest 61) and were cut to 30 tokens"]
+    said = "1 of 3 rows are longer than 30 tokens (longest 61) and were cut to 30 tokens"
+    assert lengths.remarks("truncate", None) == [said]
 
 
 def test_overlong_rows_are_dropped_when_asked(tokenizer):

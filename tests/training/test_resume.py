@@ -86,7 +86,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(settings, tmp_path):
     assert same(final(train(recipe, resume=True, console=console)), final(whole))
     assert "resume: from step 8" in console.export_text()
     console = Console(record=True, width=200)
-    assert same(final(train(Recipe(**settings | {"output_dir": str(copy)}), resume=True, console=console)), final(whole))
+    recipe = Recipe(**settings | {"output_dir": str(copy)})
+    assert same(final(train(recipe, resume=True, console=console)), final(whole))
     shown = console.export_text()
     assert "checkpoint-8 is incomplete (no trainer_state.json) and is left out" in shown
     assert "checkpoint-6 is incomplete" in shown and "resume: from step 4" in shown
@@ -151,12 +152,23 @@ def test_a_run_without_a_checkpoint_starts_again(settings):
     assert [r["step"] for r in read_metrics(run.metrics_file) if "loss" in r] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("method", ["milora", "mica", "lora", "full"])
-def test_the_best_checkpoint_is_what_is_kept(settings, method):
-    # The learning rate is far too large, so that the validation loss rises after it has fallen.
+@pytest.mark.parametrize(
+    ("method", "rate"),
+    [
+        ("milora", 0.1),
+        ("full", 0.005),
+        pytest.param("mica", 0.1, marks=pytest.mark.slow),
+        pytest.param("lora", 0.05, marks=pytest.mark.slow),
+    ],
+)
+def test_the_best_checkpoint_is_what_is_kept(settings, tmp_path, method, rate):
+    # Validation answers in other letters than the training answers: their loss rises as training goes on.
+    other = tmp_path / "other.jsonl"
+    rows = [{"prompt": f"What is {i} plus {i}?\n", "completion": "%$#@&*^%$ "} for i in range(8)]
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings |= {
-        "method": method, "val_set_size": 8, "max_steps": 12, "learning_rate": 0.05 if method != "full" else 0.01,
-        "lr_scheduler_type": "constant",
+        "method": method, "eval_dataset": str(other), "max_steps": 12, "learning_rate": rate,
+        "lr_scheduler_type": "constant", "lora_dropout": 0.05,
         "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1,
         "save_total_limit": None, "load_best_model_at_end": True,
     }  # fmt: skip

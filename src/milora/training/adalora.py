@@ -9,7 +9,8 @@ PEFT has the layers and the budget; three things are left to the loop and are ea
 - the regulariser gamma * mean(||P^T P - I||_F, ||Q Q^T - I||_F) is added by PEFT to the model's own loss, which
   SFTTrainer does not use (it sums token log-probabilities itself). It is added here.
 - a checkpoint of PEFT holds the remaining triplets only. Pruned ones still train and may return, so going on, and
-  going back to the best checkpoint, needs all of them and the running importances: they lie in ``adalora_state.safetensors``.
+  going back to the best checkpoint, needs all of them and the running importances: ``adalora_state.safetensors``.
+
 PEFT names P lora_B, Q lora_A and lambda lora_E.
 """
 
@@ -157,8 +158,6 @@ def load_state(model: nn.Module, folder: str | Path) -> None:
 def _triplets(model: nn.Module) -> dict[str, nn.Parameter]:
     adapter = _adapter(model)
     return {n: p for n, p in _tuner(model).model.named_parameters() if "lora_" in n and f".{adapter}" in n}
-
-
 
 
 def _tuner(model: Any) -> Any:

@@ -32,7 +32,6 @@ SAME_NAME = (
     "adam_beta2",
     "adam_epsilon",
     "seed",
-    "gradient_checkpointing",
     "logging_steps",
     "eval_strategy",
     "eval_steps",
@@ -55,6 +54,11 @@ ALWAYS: dict[str, Any] = {
     "dataloader_pin_memory": torch.cuda.is_available(),
 }
 
+# transformers renames this argument and warns of the old name, which TRL sets to true.
+_CHECKPOINTING = "activation_checkpointing"
+if _CHECKPOINTING not in SFTConfig.__dataclass_fields__:
+    _CHECKPOINTING = "gradient_checkpointing"
+
 
 def sft_arguments(recipe: Recipe, run: RunFolder, *, has_eval: bool, limit: int | None) -> SFTConfig:
     """Build the trainer's arguments.
@@ -73,6 +77,7 @@ def sft_arguments(recipe: Recipe, run: RunFolder, *, has_eval: bool, limit: int 
     arguments = {key: settings[key] for key in SAME_NAME if settings.get(key) is not None}
     arguments |= ALWAYS
     arguments |= {"output_dir": str(run.path), "use_cpu": uses_cpu(recipe), "bf16": uses_bf16(recipe)}
+    arguments |= {_CHECKPOINTING: recipe.gradient_checkpointing}
     if not has_eval:
         arguments |= {"eval_strategy": "no"}
     if recipe.packing:
@@ -102,7 +107,7 @@ def uses_bf16(recipe: Recipe) -> bool:
         return wanted is True
     has_it = torch.cuda.is_bf16_supported(including_emulation=False)
     if wanted is True and not has_it:
-        raise MiloraError(f"bf16: got true on {torch.cuda.get_device_name()}, which has no bfloat16; allowed false or auto")
+        raise MiloraError(f"bf16: got true on {torch.cuda.get_device_name()}, which lacks it; allowed false or auto")
     return has_it and wanted is not False
 
 

@@ -62,7 +62,9 @@ class Lengths:
         """Sentences for the user about whatever is out of the ordinary; empty when nothing is."""
         said = []
         if self.over_context:
-            said.append(f"{self.over_context} of {self.rows} rows are longer than the model's context of {context} tokens")
+            said.append(
+                f"{self.over_context} of {self.rows} rows are longer than the model's context of {context} tokens"
+            )
         if self.overlong:
             done = "dropped" if overlong == "drop" else f"cut to {self.limit} tokens"
             said.append(
@@ -187,9 +189,7 @@ def _collect(rows: Iterable[Row], limit: int | None) -> dict[str, list]:
     return batch
 
 
-def _encode_pairs(
-    prompts: list[str], completions: list[str], tokenizer: Any, everything: bool
-) -> Iterator[Row]:
+def _encode_pairs(prompts: list[str], completions: list[str], tokenizer: Any, everything: bool) -> Iterator[Row]:
     texts = [p + _closed(c, tokenizer) for p, c in zip(prompts, completions, strict=True)]
     for before, ids in zip(_ids(prompts, tokenizer), _ids(texts, tokenizer), strict=True):
         start = _common_prefix(before, ids)

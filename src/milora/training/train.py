@@ -2,6 +2,7 @@
 
 import shutil
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def train(
     run.check(recipe, overwrite=overwrite, resume=resume)
     console = console or Console(quiet=True)
     started = time.monotonic()
-    with _no_bars_but_ours(), disk_full_in_one_line(run.path):
+    with _quiet_libraries(recipe), disk_full_in_one_line(run.path):
         with _removed_unless_started(run):
             trainer, record = _build(recipe, run, console)
             run.create(recipe, overwrite=overwrite, resume=resume)
@@ -90,9 +91,7 @@ def _build(recipe: Recipe, run: RunFolder, console: Console) -> tuple[RunTrainer
     model = _load_model(recipe, console)
     data = _load_data(recipe, tokenizer, model, console)
     arguments = sft_arguments(recipe, run, has_eval=data.validation is not None, limit=data.lengths["dataset"].limit)
-    record = provenance(
-        seeds={"seed": recipe.seed}, data_hash=data.sha256, base_fingerprint=model_fingerprint(model)
-    )
+    record = provenance(seeds={"seed": recipe.seed}, data_hash=data.sha256, base_fingerprint=model_fingerprint(model))
     model = _attach(recipe, model, arguments, len(data.train), console)
     trainable, total = _count(model)
     record |= {
@@ -232,14 +231,20 @@ def _removed_unless_started(run: RunFolder) -> Iterator[None]:
 
 
 @contextmanager
-def _no_bars_but_ours() -> Iterator[None]:
+def _quiet_libraries(recipe: Recipe) -> Iterator[None]:
     # datasets draws a bar for every pass over the rows and transformers one for each file it reads or writes; the
     # console says what is going on. A caller who had them on gets them back.
     rows, files = datasets.is_progress_bar_enabled(), transformers_logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            # PEFT asks transformers by a deprecated name; nobody who trains can do anything about it.
+            warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+            if recipe.method == "adalora":
+                # PEFT takes a layer whose last triplet is pruned for a sharded one that was not gathered.
+                warnings.filterwarnings("ignore", r".*LoRA tensor\(s\) have invalid shape")
+            yield
     finally:
         if rows:
             datasets.enable_progress_bars()
