@@ -121,11 +121,14 @@ def test_long_blocks_are_measured_in_chunks():
     assert got[3].item() == pytest.approx(-p[torch.arange(300), targets].sum().item(), rel=1e-6)
 
 
-def test_kl_is_never_negative():
+def test_kl_of_a_token_is_never_negative():
+    """Logits a rounding apart: the plain float32 sum is below zero for about half of these tokens."""
     generator = torch.Generator().manual_seed(2)
-    base = torch.randn(2000, 300, generator=generator)
-    near = base + 1e-7 * torch.randn(2000, 300, generator=generator)
-    assert sums_of_block(base, near, torch.zeros(2000, dtype=torch.long))[2] >= 0
+    base = torch.randn(200, 300, generator=generator)
+    near = base + 1e-7 * torch.randn(200, 300, generator=generator)
+    gold = torch.zeros(1, dtype=torch.long)
+    kls = [sums_of_block(b[None], n[None], gold)[2].item() for b, n in zip(base, near, strict=True)]
+    assert len(kls) == 200 and min(kls) >= 0
 
 
 def test_a_masked_vocabulary_entry_adds_nothing():

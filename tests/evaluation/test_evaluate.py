@@ -107,6 +107,7 @@ def test_limit_mode_seed_and_progress(tiny_model, tokenizer, local_rows):
     calls = []
     tiny_model.train()
     random.seed(3)
+    torch.manual_seed(3)
     before, python = torch.get_rng_state(), random.getstate()
     result = evaluate(
         tiny_model,

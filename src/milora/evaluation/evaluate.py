@@ -70,7 +70,7 @@ def evaluate(
     settings = _check_settings(names, limit, batch_size, apply_chat_template, tokenizer)
     overrides = dict(gen_kwargs or {}) | ({"max_gen_toks": max_gen_toks} if max_gen_toks is not None else {})
     settings |= {"num_fewshot": num_fewshot, "gen_kwargs": overrides, "seed": seed}
-    with _quiet_harness(), _seeded(seed), _eval_mode(model):
+    with _quiet_harness(), _seeded(seed), _mode_kept(model):
         loaded = _load_tasks(names, data_dir, include_path)
         from milora.evaluation.language_model import BuiltModel
 
@@ -188,9 +188,9 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _eval_mode(model: Any) -> Iterator[None]:
+def _mode_kept(model: Any) -> Iterator[None]:
+    """The harness puts the model in eval mode; afterwards it is in the mode it came in."""
     training = model.training
-    model.eval()
     try:
         yield
     finally:

@@ -1,0 +1,67 @@
+"""The tasks as plain ``lm_eval --include_path`` sees them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from milora.tasks import folder
+
+NAMES = {
+    "milora_boolq", "milora_piqa", "milora_social_i_qa", "milora_hellaswag", "milora_winogrande",
+    "milora_arc_easy", "milora_arc_challenge", "milora_openbookqa", "milora_commonsense", "milora_gsm8k",
+    "milora_questions",
+}  # fmt: skip
+
+
+def test_every_task_is_indexed_and_has_a_version():
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    assert set(TaskManager(include_path=str(folder()), include_defaults=False).all_tasks) == NAMES
+    files = sorted(folder().rglob("*.yaml"))
+    assert len(files) == len(NAMES)
+    for file in files:
+        assert float(load_yaml(file)["metadata"]["version"]) >= 1.0, file
+
+
+GREEDY = {"do_sample": False}
+GENERATION = {
+    "commonsense/boolq.yaml": GREEDY | {"until": [], "max_gen_toks": 32},
+    "gsm8k.yaml": GREEDY | {"until": ["Instruction:", "Instruction", "Response:", "Response"], "max_gen_toks": 1024},
+}
+
+
+@pytest.mark.parametrize("file", GENERATION)
+def test_generation_is_the_published_one_but_for_the_beams(file):
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    assert load_yaml(folder() / file)["generation_kwargs"] == GENERATION[file]
+
+
+@pytest.mark.slow
+def test_command_line(tiny_llama, tmp_path):
+    rows = {
+        "boolq.jsonl": [{"instruction": "Is it?", "answer": "true"}] * 3,
+        "questions.jsonl": [{"question": "Where?", "choices": ["here", "there"], "answer": 0}] * 2,
+    }
+    for name, objects in rows.items():
+        (tmp_path / name).write_text("".join(json.dumps(o) + "\n" for o in objects))
+    where = subprocess.run([sys.executable, "-m", "milora.tasks"], capture_output=True, text=True, check=True)
+    assert where.stdout.strip() == str(folder())
+    command = [
+        sys.executable, "-m", "lm_eval", "--model", "hf", "--device", "cpu", "--batch_size", "2",
+        "--model_args", f"pretrained={tiny_llama}", "--include_path", where.stdout.strip(),
+        "--tasks", "milora_boolq,milora_questions", "--metadata", json.dumps({"data_dir": str(tmp_path)}),
+        "--output_path", str(tmp_path / "out"), "--log_samples",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    (results,) = (tmp_path / "out").rglob("results_*.json")
+    scores = json.loads(results.read_text())["results"]
+    assert {"exact_match,strict", "exact_match,flexible"} <= set(scores["milora_boolq"])
+    assert {"acc,none", "acc_norm,none"} <= set(scores["milora_questions"])
+    (samples,) = (tmp_path / "out").rglob("samples_milora_boolq_*.jsonl")
+    assert json.loads(samples.read_text().splitlines()[0])["arguments"]["gen_args_0"]["arg_0"].endswith(" " * 16)
