@@ -32,7 +32,8 @@ test: check test-slow
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --pythonpath $(BIN)/python --project pyright-strict.json
 	$(MAKE) --no-print-directory test-fast
 
 test-fast: $(INSTALLED)

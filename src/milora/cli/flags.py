@@ -31,7 +31,12 @@ class Parsed:
     switches: set[str] = field(default_factory=set)
 
 
-def parse(arguments: Sequence[str], fields: Mapping[str, FieldInfo], switches: Sequence[str] = ()) -> Parsed:
+def parse(
+    arguments: Sequence[str],
+    fields: Mapping[str, FieldInfo],
+    switches: Sequence[str] = (),
+    other_names: Mapping[str, str] | None = None,
+) -> Parsed:
     """Take a command line apart by the fields of a pydantic model.
 
     Args:
@@ -86,17 +91,17 @@ def describe(fields: Mapping[str, FieldInfo]) -> Iterator[tuple[str, str, str]]:
 
 
 def _value_after(name: str, following: str | None, annotation: Any, rest: Iterator[Any]) -> Any:
-    is_value = following is not None and not following.startswith("--")
+    value = None if following is None or following.startswith("--") else following
     kinds = leaves(annotation)
     if bool in kinds:
         # A switch may stand alone, so the next word is its value only if it reads as one.
         words = TRUTHS | {kind for kind in kinds if isinstance(kind, str)}
-        if not is_value or following.lower() not in words:
+        if value is None or value.lower() not in words:
             return True
-    if not is_value:
+    if value is None:
         raise MiloraError(f"--{name}: got no value (a value that begins with -- is written --{name}=VALUE)")
     next(rest)
-    return following
+    return value
 
 
 def _annotation(fields: Mapping[str, FieldInfo], name: str) -> Any:

@@ -52,11 +52,11 @@ def _counts(model_name_or_path: str, r: int, target_modules: str) -> dict[str, i
     for name in PEFT_METHODS:
         # AdaLoRA starts with half as much again as it keeps, and refuses to be built without a length.
         own = {"total_step": 1000, "init_r": -(-3 * r // 2)} if name == "adalora" else {}
-        config = peft_config(settings | {"method": name, "method_settings": own})
+        config: Any = peft_config(settings | {"method": name, "method_settings": own})
         model = attach(_empty_model(model_name_or_path), config)
         counts[name] = sum(p.numel() for p in model.parameters() if p.requires_grad)
         if name == "lora":
-            layers = [m for m in model.modules() if "default" in getattr(m, "lora_A", {})]
+            layers: list[Any] = [m for m in model.modules() if "default" in getattr(m, "lora_A", {})]
             shapes = [(layer.out_features, layer.in_features) for layer in layers]
     for name, method in METHODS.items():
         counts[name] = sum(method.count(out, in_, r) for out, in_ in shapes)

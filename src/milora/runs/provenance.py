@@ -37,7 +37,7 @@ def provenance(
     """
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": list(sys.argv if command is None else command),
+        "command": list(command or [Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": versions(),
         "commit": commit(),
         "hardware": hardware(),
