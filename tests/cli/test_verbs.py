@@ -29,7 +29,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Any:
 def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
     capsys.readouterr()
     assert main([str(a) for a in arguments]) == 2
-    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")][0]
+    return next(line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
 
 
 def test_every_key_is_a_flag(capsys: pytest.CaptureFixture[str]):

@@ -52,7 +52,7 @@ def test_an_error_leaves_what_stood_there(tmp_path: Path, old: str | None):
     "error",
     [
         OSError(errno.ENOSPC, "No space left on device"),
-        RuntimeError('Error while serializing: I/O error: No space left on device (os error 28)'),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
     ],
 )
 def test_a_full_disk_is_one_line_and_the_old_file_survives(tmp_path: Path, error: Exception):
