@@ -100,7 +100,8 @@ def test_the_best_checkpoint_comes_back_with_its_ranks(budget, tmp_path):
     other.write_text("".join(json.dumps({"prompt": f"{i}?", "completion": "%$#@&*^%$ "}) + "\n" for i in range(4)))
     budget |= {
         "eval_dataset": str(other), "eval_strategy": "steps", "eval_steps": 1,
-        "save_strategy": "steps", "save_steps": 1, "save_total_limit": None, "load_best_model_at_end": True, "learning_rate": 0.1,
+        "save_strategy": "steps", "save_steps": 1, "save_total_limit": None,
+        "load_best_model_at_end": True, "learning_rate": 0.1,
     }  # fmt: skip
     run = train(Recipe(**budget))
     losses = {r["step"]: r["eval_loss"] for r in read_metrics(run.metrics_file) if "eval_loss" in r}

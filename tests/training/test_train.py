@@ -137,6 +137,21 @@ def test_a_refused_run_leaves_nothing(settings, changes, message):
     assert not folder.exists()
 
 
+def test_a_folder_that_the_trainer_made_goes_when_the_run_is_refused(settings, monkeypatch):
+    from milora.training.trainer import RunTrainer
+
+    folder = RunFolder(settings["output_dir"]).path
+
+    def refuse(self, callback):
+        assert folder.is_dir()
+        raise MiloraError("refused late")
+
+    monkeypatch.setattr(RunTrainer, "remove_callback", refuse)
+    with pytest.raises(MiloraError, match="refused late"):
+        train(Recipe(**settings))
+    assert not folder.exists()
+
+
 def test_a_refused_overwrite_keeps_the_old_run(settings):
     run = train(Recipe(**settings))
     before = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()}

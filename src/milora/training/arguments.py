@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from trl import SFTConfig
+from trl.trainer.sft_config import SFTConfig
 
 from milora.errors import MiloraError
 from milora.recipes.schema import Recipe

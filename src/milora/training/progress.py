@@ -107,7 +107,7 @@ class ProgressLine(TrainerCallback):
         if self.train_task is None:
             return
         if self.eval_task is None:
-            loader = kwargs.get("eval_dataloader")
+            loader: Any = kwargs.get("eval_dataloader")
             total = len(loader) if hasattr(loader, "__len__") else None
             self.eval_task = self.progress.add_task("validation", total=total, now="")
         self.progress.advance(self.eval_task)

@@ -14,7 +14,7 @@ from datasets import Dataset
 from rich.console import Console
 from transformers import PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
-from trl import SFTConfig
+from trl.trainer.sft_config import SFTConfig
 
 from milora.adapters import attach, peft_config
 from milora.data import data_hash, load_examples, split_validation

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import SFTTrainer
+from trl.trainer.sft_trainer import SFTTrainer
 
 from milora.training import adalora
 
@@ -19,6 +19,8 @@ class RunTrainer(SFTTrainer):
     - A checkpoint whose writing fails is deleted, so that what is left can all be resumed from.
     - AdaLoRA gets its regulariser and whole checkpoints (see ``adalora``).
     """
+
+    model: Any  # transformers allows None before it is set
 
     def __init__(self, *args: Any, uses_adalora: bool = False, **kwargs: Any):
         self.uses_adalora = uses_adalora
