@@ -193,7 +193,10 @@ def _encode_pairs(prompts: list[str], completions: list[str], tokenizer: Any, ev
     texts = [p + _closed(c, tokenizer) for p, c in zip(prompts, completions, strict=True)]
     for before, ids in zip(_ids(prompts, tokenizer), _ids(texts, tokenizer), strict=True):
         start = _common_prefix(before, ids)
-        yield ids, ids if everything else [IGNORED] * start + ids[start:], start < len(before)
+        if everything:
+            yield ids, ids, False
+        else:
+            yield ids, [IGNORED] * start + ids[start:], start < len(before)
 
 
 def _encode_texts(texts: list[str], tokenizer: Any) -> Iterator[Row]:
