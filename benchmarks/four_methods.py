@@ -3,7 +3,7 @@
     python benchmarks/four_methods.py RECIPE --output benchmarks/results/NAME --model_name_or_path M --dataset D \
         --tasks T [T ...] --data_dir FOLDER --limit 25 --forgetting_text FILE [--set key=value ...]
 
-Each method is one run folder under --work; a method whose record is there already is not run again. Beside --output.json
+Each method is one run folder under --work; a method whose record is there is not run again. Beside --output.json
 (everything: recipe, provenance, scores, forgetting) stands --output.md, the table. The base is evaluated once.
 """
 
