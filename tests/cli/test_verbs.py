@@ -112,3 +112,29 @@ def test_from_training_to_a_merged_model(
     assert "exists" in refused(capsys, "export", run, *base, "--output", tmp_path / "lora")
     call(capsys, "merge", run, *base, "--output", tmp_path / "merged")
     assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_a_full_fine_tune_is_compared_with_its_base(
+    tiny_llama: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run, text, questions = tmp_path / "run", tmp_path / "text.txt", tmp_path / "questions.jsonl"
+    text.write_text("The sea is wide and the sky is high. " * 20)
+    asked = [{"question": f"What is {i}?", "choices": ["a", "b", "c"], "answer": i % 3} for i in range(6)]
+    questions.write_text("\n".join(json.dumps(row) for row in asked))
+    flags = ["--model-name-or-path", tiny_llama, "--dataset", rows, "--output_dir", run, "--method", "full",
+             "--max_steps", 4, "--learning_rate", 1e-2, "--save_strategy", "no", "--eval_strategy", "no"]  # fmt: skip
+    call(capsys, "train", *flags)
+    assert (run / "model" / "model.safetensors").is_file()
+    assert call(capsys, "forgetting", run, "--text", text, "--block", 32)["kl"] > 1e-3
+    assert "no adapter" in refused(capsys, "export", run, "--model_name_or_path", tiny_llama, "--output", run / "x")
+
+    told = ["--tasks", "milora_questions", "--data_dir", questions]
+    compared = call(capsys, "eval", run, *told)["comparison"]
+    assert {row["n"] for row in compared} == {6}
+    assert (run / "eval" / "milora_questions.base.jsonl").is_file()
+    assert "milora_questions" in (run / "README.md").read_text(encoding="utf-8")
+    assert "exists" in refused(capsys, "eval", run, *told)
+    assert "--tasks: got none" in refused(capsys, "eval", run)
+    alone = call(capsys, "eval", run / "model", *told)["scores"]
+    assert [row["value"] for row in alone] == [row["tuned"] for row in compared]

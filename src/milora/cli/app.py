@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 the run failed; 2 a wrong call; 130 interrupted from the k
 import contextlib
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 
 import typer
@@ -59,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = [a for a in given if a in GLOBAL_FLAGS]
     ordered = flags + [a for a in given if a not in GLOBAL_FLAGS]
     output = Output(_mode("--json" in flags, "--quiet" in flags))
+    if "--debug" not in flags:
+        # What a library will change in its next version is for this package to read, not for its users.
+        warnings.simplefilter("ignore", FutureWarning)
     try:
         return _run(ordered, output) or 0
     except KeyboardInterrupt:

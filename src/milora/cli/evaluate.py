@@ -8,10 +8,6 @@ import typer
 from milora.cli.output import Output, table
 from milora.cli.progress import progress
 
-COLUMNS = ("task", "metric", "filter", "n", "base", "base_stderr", "tuned", "tuned_stderr", "difference",
-           "difference_stderr")  # fmt: skip
-PLAIN_COLUMNS = ("task", "metric", "filter", "n", "value", "stderr")
-
 Subject = Annotated[str, typer.Argument(help="A run folder, an adapter's folder, or a model.")]
 AdapterBase = Annotated[
     str | None,
@@ -69,7 +65,7 @@ def _evaluate(output: Output, tuned: Any, names: list[str], overwrite: bool, set
 
     if not tuned.has_base:
         record = evaluation.evaluate(tuned.model, tuned.tokenizer, names, **settings)
-        output.result(record, table(PLAIN_COLUMNS, _rows(record["scores"], PLAIN_COLUMNS)))
+        output.result(record, _table(record["scores"], ["value"]))
         return
     record = evaluation.evaluate_base_and_tuned(
         tuned.model,
@@ -84,7 +80,7 @@ def _evaluate(output: Output, tuned: Any, names: list[str], overwrite: bool, set
         refresh_card(tuned.run)
         record = tuned.run.results()["eval"]
     essence = str(tuned.run.eval_results_file) if tuned.run else ""
-    output.result(record, table(COLUMNS, _rows(record["comparison"], COLUMNS)), essence=essence)
+    output.result(record, _table(record["comparison"], ["base", "tuned", "difference"]), essence=essence)
 
 
 def _with_recipe(path: str, tasks: str | None, settings: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
@@ -113,5 +109,12 @@ def _whole(limit: float | None) -> int | float | None:
     return int(limit) if limit is not None and limit >= 1 else limit
 
 
-def _rows(records: list[dict[str, Any]], columns: tuple[str, ...]) -> list[list[Any]]:
-    return [[record.get(column) for column in columns] for record in records]
+def _table(records: list[dict[str, Any]], sides: list[str]) -> Any:
+    from milora.runs import measured
+
+    rows = [
+        [record["task"], record["metric"], record["filter"], record["n"]]
+        + [measured(record[side], record["stderr" if side == "value" else f"{side}_stderr"]) for side in sides]
+        for record in records
+    ]
+    return table(["task", "metric", "filter", "rows", *sides], rows)

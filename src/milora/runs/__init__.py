@@ -1,6 +1,6 @@
 """What lies in a run folder: the only way in which training, evaluation and analysis talk."""
 
-from milora.runs.card import model_card, refresh_card
+from milora.runs.card import measured, model_card, refresh_card
 from milora.runs.folder import RunFolder
 from milora.runs.metrics import append_metric, keep_metrics_up_to, read_metrics
 from milora.runs.provenance import provenance
@@ -9,6 +9,7 @@ __all__ = [
     "RunFolder",
     "append_metric",
     "keep_metrics_up_to",
+    "measured",
     "model_card",
     "provenance",
     "read_metrics",

@@ -40,6 +40,13 @@ def model_card(recipe: Recipe, provenance: Mapping[str, Any], results: Mapping[s
     return "\n".join(part for part in parts if part)
 
 
+def measured(value: float | None, stderr: float | None) -> str:
+    """A number with its standard error, as a table shows it; ``-`` for what was not measured."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if stderr is None else f"{value:.4f} ± {stderr:.4f}"
+
+
 def _front_matter(recipe: Recipe) -> str:
     front: dict[str, Any] = {"library_name": "transformers" if recipe.method == "full" else "peft"}
     # The hub resolves base_model to a repository; the name of a folder on somebody's disk resolves to nothing.
@@ -58,7 +65,7 @@ def _eval_table(results: Mapping[str, Any]) -> str:
             row["task"],
             row["metric"] + ("" if row["filter"] == "none" else f" ({row['filter']})"),
             str(row["n"]),
-            *(_measured(row[side], row[f"{side}_stderr"]) for side in ("base", "tuned", "difference")),
+            *(measured(row[side], row[f"{side}_stderr"]) for side in ("base", "tuned", "difference")),
         ]
         for row in results.get("comparison", [])
     ]
@@ -72,12 +79,6 @@ def _forgetting_table(results: Mapping[str, Any]) -> str:
         return ""
     row = [f"{value:.4f}" for value in measured.values()] + [str(results.get("tokens", "-"))]
     return "Forgetting, nats per token:\n\n" + _table([*measured, "tokens"], [row])
-
-
-def _measured(value: float | None, stderr: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4f}" if stderr is None else f"{value:.4f} ± {stderr:.4f}"
 
 
 def _results(results: Mapping[str, Any]) -> str:
