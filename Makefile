@@ -25,7 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/milora demo
+	$(BIN)/milora demo --overwrite
 
 test: check test-slow
 
