@@ -60,11 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = [a for a in given if a in GLOBAL_FLAGS]
     ordered = flags + [a for a in given if a not in GLOBAL_FLAGS]
     output = Output(_mode("--json" in flags, "--quiet" in flags))
-    if "--debug" not in flags:
-        # What a library will change in its next version is for this package to read, not for its users.
-        warnings.simplefilter("ignore", FutureWarning)
     try:
-        return _run(ordered, output) or 0
+        with warnings.catch_warnings():
+            if "--debug" not in flags:
+                # What a library will change in its next version is for this package to read, not for its users.
+                warnings.simplefilter("ignore", FutureWarning)
+            return _run(ordered, output) or 0
     except KeyboardInterrupt:
         output.error("interrupted")
         return 130
