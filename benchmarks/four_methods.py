@@ -100,30 +100,21 @@ def one_method(method: str, given: argparse.Namespace, base: dict[str, Any]) -> 
     return record
 
 
-def markdown(given: argparse.Namespace, records: list[dict[str, Any]]) -> str:
-    """The table: one line a method, the base first."""
-    scored = [r for r in records[0]["comparison"] if r["metric"] in ("exact_match", "acc")]
-    names = [f"{r['task'].removeprefix('milora_')} {r['filter']}" for r in scored]
-    head = ["method", "trainable", "eval loss", *names, "KL", "forgetting", "floor"]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    lines.append(row(["base", "", "", *(f"{r['base']:.3f}" for r in scored), "0", "", ""]))
-    for record in records:
-        found = {(r["task"], r["metric"], r["filter"]): r for r in record["comparison"]}
-        cells = [found[r["task"], r["metric"], r["filter"]] for r in scored]
-        forgot = record["forgetting"]
-        lines.append(
-            row(
-                [
-                    record["method"],
-                    f"{record['provenance'].get('trainable_parameters', '')}",
-                    f"{min(loss for _, loss in record['eval_loss']):.4f}" if record["eval_loss"] else "",
-                    *(f"{c['tuned']:.3f} ({c['difference']:+.3f} ± {c['difference_stderr']:.3f})" for c in cells),
-                    f"{forgot['kl']:.4f} ± {forgot['kl_stderr']:.4f}",
-                    f"{forgot['cross_entropy']:.4f}",
-                    f"{forgot['floor']:.4f}",
-                ]
-            )
-        )
+def markdown(records: list[dict[str, Any]]) -> str:
+    """The table: one line a measurement, one column a method, the base first."""
+    lines = [row(["", "base", *(r["method"] for r in records)]), row(["---"] * (len(records) + 2))]
+    lines.append(row(["trainable numbers", "0", *(f"{r['provenance']['trainable_parameters']:,}" for r in records)]))
+    lowest = [f"{min(loss for _, loss in r['eval_loss']):.4f}" for r in records]
+    lines.append(row(["lowest validation loss", "", *lowest]))
+    for scores in zip(*(r["comparison"] for r in records), strict=True):
+        first = scores[0]
+        name = f"{first['task'].removeprefix('milora_')}, {first['filter']} (n = {first['n']})"
+        cells = (f"{s['tuned']:.3f} ({s['difference']:+.3f} ± {s['difference_stderr']:.3f})" for s in scores)
+        lines.append(row([name, f"{first['base']:.3f} ± {first['base_stderr']:.3f}", *cells]))
+    forgot = [r["forgetting"] for r in records]
+    lines.append(row(["KL from the base", "0", *(f"{f['kl']:.4f} ± {f['kl_stderr']:.4f}" for f in forgot)]))
+    floor = f"{forgot[0]['floor']:.4f} (floor)"
+    lines.append(row(["cross-entropy with the base", floor, *(f"{f['cross_entropy']:.4f}" for f in forgot)]))
     return "\n".join(lines) + "\n"
 
 
@@ -139,8 +130,8 @@ def main() -> None:
     records = [one_method(method, given, base) for method in given.methods]
     command = "python " + shlex.join(sys.argv)
     write_text(given.output.with_suffix(".json"), json.dumps({"command": command, "runs": records}, indent=1))
-    write_text(given.output.with_suffix(".md"), f"`{command}`\n\n{markdown(given, records)}")
-    print(markdown(given, records))
+    write_text(given.output.with_suffix(".md"), f"`{command}`\n\n{markdown(records)}")
+    print(markdown(records))
 
 
 if __name__ == "__main__":
