@@ -159,7 +159,7 @@ def test_broken_json_names_the_line(tmp_path):
     "name, content, problem",
     [
         ("a.jsonl.gz", b"not gzip", "cannot be read"),
-        ("a.jsonl.gz", gzip.compress(b"x" * 999)[:-9], "cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b"x" * 999, mtime=0)[:-9], "cannot be read"),
         ("a.jsonl", b"\xff\xfe\x00", "cannot be read"),
         ("a.parquet", b"not parquet", "broken parquet"),
         ("a.csv", b"a,b", "allowed .json, .jsonl"),

@@ -23,7 +23,9 @@ def demo(
 ) -> None:
     """Fine-tune a small model on invented facts, evaluate, measure forgetting, export and reload in stock PEFT."""
     from milora.demo.run import demo as run_demo
+    from milora.methods import get_method
 
+    get_method(method)
     output: Output = context.obj
     overrides: dict[str, Any] = {"method": method} | ({"max_steps": max_steps} if max_steps else {})
     found = run_demo(

@@ -112,11 +112,12 @@ def _load_hub(dataset: str, split: str) -> Sequence[Any]:
 
 
 def _load(name: str, configuration: str | None, split: str) -> Sequence[Any]:
-    import datasets
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     try:
-        return _rows(datasets.load_dataset(name, configuration, split=split))
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        return _rows(load_dataset(name, configuration, split=split))
+    except (DatasetsError, OSError, ValueError) as error:
         raise MiloraError(f"data set {name}, split {split}: {_first_line(error)}") from error
 
 

@@ -1,9 +1,9 @@
 """`milora demo`: what a first user should see, measured and not told.
 
-A book of invented facts is written from a seed; the model is asked about it before and after it was fine-tuned on it.
-Facts that no model can know make the gain recall alone: before, the answers are at chance, 1/4. How far the model moved on
-text that it does know is its forgetting. The adapter is then exported as plain LoRA and loaded by PEFT in a process that
-cannot import this package; its logits must be those of the adapter in its own form.
+A book of invented facts is written from a seed; the model is asked about it before and after it was fine-tuned on
+it. Facts that no model can know make the gain recall alone: before, the answers are at chance, 1/4. How far the model
+moved on text that it does know is its forgetting. The adapter is then exported as plain LoRA and loaded by PEFT in a
+process that cannot import this package; its logits must be those of the adapter in its own form.
 
     OUTPUT/encyclopedia   the data
     OUTPUT/run            the run folder, with the results
@@ -26,19 +26,19 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from milora.adapters import export_lora
-from milora.analysis import forgetting, read_text
+from milora.analysis import Forgetting, forgetting, read_text
 from milora.data.encyclopedia import make_encyclopedia
 from milora.demo import stock_peft
 from milora.errors import MiloraError
 from milora.evaluation import evaluate_base_and_tuned
 from milora.models.smollm2 import smollm2_folder
 from milora.recipes import load_recipe
-from milora.runs import refresh_card
+from milora.runs import RunFolder, refresh_card
 from milora.runs.folder import write_json
-from milora.runs.tuned import load_tuned
+from milora.runs.tuned import Tuned, load_tuned
 from milora.training.train import train
 
-ENTRIES, SEED = 24, 0
+ENTRIES, SEED = 16, 0
 KNOWN_TEXT = Path(__file__).with_name("known_text.txt")
 
 
@@ -101,33 +101,16 @@ def demo(
     output, console = Path(output), console or Console(quiet=True)
     if not overwrite and (output / "run").exists():
         raise MiloraError(f"output_dir: {output} holds a demo; allowed a new folder, or --overwrite")
-    model_name_or_path = model_name_or_path or str(smollm2_folder())
+    base = model_name_or_path or str(smollm2_folder())
     book = make_encyclopedia(entries, SEED)
     data = book.write(output / "encyclopedia", overwrite=overwrite)
-    recipe = load_recipe(
-        "demo",
-        {
-            "model_name_or_path": model_name_or_path,
-            "dataset": str(data / "train.jsonl"),
-            "output_dir": str(output / "run"),
-            **(overrides or {}),
-        },
-    )
-    console.print(f"{len(book.facts)} invented facts in {data}; fine-tuning {model_name_or_path} on them")
-    run = train(recipe, overwrite=overwrite, console=console)
+    paths = {"model_name_or_path": base, "dataset": str(data / "train.jsonl"), "output_dir": str(output / "run")}
+    console.print(f"{len(book.facts)} invented facts in {data}; fine-tuning {base} on them")
+    run = train(load_recipe("demo", {**paths, **(overrides or {})}), overwrite=overwrite, console=console)
     tuned = load_tuned(run.path)
-    console.print("asking about the facts, before and after")
-    result = evaluate_base_and_tuned(
-        tuned.model, tuned.tokenizer, ["milora_questions"], data_dir=str(data), batch_size=32, run_folder=run.path
-    )
-    score = next(row for row in result["comparison"] if row["metric"] == "acc")
-    console.print("measuring forgetting on text that the model knows")
-    forgot = forgetting(tuned.model, tuned.tokenizer, read_text(str(KNOWN_TEXT)), block=256)
-    write_json(run.forgetting_file, {"text": KNOWN_TEXT.name, **forgot.as_dict()})
-    refresh_card(run)
-    export = export_lora(run.adapter, model_name_or_path, output / "export", overwrite=overwrite)
+    score, forgot = _measure(tuned, data, run, console)
+    export = export_lora(run.own_adapter(), base, output / "export", overwrite=overwrite)
     console.print("reloading the export in stock PEFT, in a process without this package")
-    difference = compare_with_stock_peft(tuned.model, tuned.tokenizer, model_name_or_path, export)
     return DemoResult(
         questions=score["n"],
         accuracy_base=score["base"],
@@ -136,11 +119,30 @@ def demo(
         floor=forgot.floor,
         forgetting=forgot.cross_entropy,
         kl=forgot.kl,
-        export_difference=difference,
+        export_difference=compare_with_stock_peft(tuned.model, tuned.tokenizer, base, export),
         minutes=(time.monotonic() - started) / 60,
         run=str(run.path),
         export=str(export),
     )
+
+
+def _measure(tuned: Tuned, data: Path, run: RunFolder, console: Console) -> tuple[dict[str, Any], Forgetting]:
+    """Accuracy on the questions, base and tuned side by side, and forgetting; both into the run folder."""
+    console.print("asking about the facts, before and after")
+    result = evaluate_base_and_tuned(
+        tuned.model,
+        tuned.tokenizer,
+        ["milora_questions"],
+        data_dir=str(data),
+        batch_size=32,
+        run_folder=run.path,
+        overwrite=True,
+    )
+    console.print("measuring forgetting on text that the model knows")
+    forgot = forgetting(tuned.model, tuned.tokenizer, read_text(str(KNOWN_TEXT)), block=256)
+    write_json(run.forgetting_file, {"text": KNOWN_TEXT.name, **forgot.as_dict()})
+    refresh_card(run)
+    return next(row for row in result["comparison"] if row["metric"] == "acc"), forgot
 
 
 def compare_with_stock_peft(model: Any, tokenizer: Any, base: str, export: Path) -> float:

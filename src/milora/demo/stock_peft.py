@@ -2,8 +2,8 @@
 
     python stock_peft.py BASE ADAPTER IDS OUTPUT
 
-IDS is a safetensors file with `ids` (batch, tokens); OUTPUT gets `logits` (batch, tokens, vocabulary), float32. It is run
-as a script by its path, so that nothing of this package is imported on the way either.
+IDS is a safetensors file with `ids` (batch, tokens); OUTPUT gets `logits` (batch, tokens, vocabulary), float32. It is
+run as a script by its path, so that nothing of this package is imported on the way either.
 """
 
 import sys

@@ -97,7 +97,7 @@ def _hub_rows(path: str, name: str | None, split: str) -> list[dict[str, Any]]:
     from datasets import load_dataset
 
     try:
-        return list(load_dataset(path, name, split=split))
+        return [dict(row) for row in load_dataset(path, name, split=split)]
     except Exception as error:  # offline, refused and moved sets raise half a dozen unrelated types
         line = str(error).strip().split("\n")[0]
         reason = f"cannot be had from the hub ({line}); for local files name data_dir or MILORA_TASK_DATA"

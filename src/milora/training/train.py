@@ -1,5 +1,6 @@
 """A recipe becomes a run folder."""
 
+import logging
 import shutil
 import time
 import warnings
@@ -237,6 +238,8 @@ def _quiet_libraries(recipe: Recipe) -> Iterator[None]:
     rows, files = datasets.is_progress_bar_enabled(), transformers_logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
+    checkpoints = logging.getLogger("transformers.trainer_utils")
+    checkpoints.addFilter(_not_about_mtime)
     try:
         with warnings.catch_warnings():
             # PEFT asks transformers by a deprecated name; nobody who trains can do anything about it.
@@ -246,7 +249,13 @@ def _quiet_libraries(recipe: Recipe) -> Iterator[None]:
                 warnings.filterwarnings("ignore", r".*LoRA tensor\(s\) have invalid shape")
             yield
     finally:
+        checkpoints.removeFilter(_not_about_mtime)
         if rows:
             datasets.enable_progress_bars()
         if files:
             transformers_logging.enable_progress_bar()
+
+
+def _not_about_mtime(record: logging.LogRecord) -> bool:
+    # Checkpoints written within a second are sorted by their numbers, which is right; the warning blames the disk.
+    return "mtime may not be reliable" not in record.getMessage()
