@@ -98,7 +98,7 @@ def test_a_damaged_checkpoint_is_one_line(folder, damage, message):
 
 
 def test_a_whole_checkpoint_passes(folder):
-    check_checkpoint(folder)
+    assert check_checkpoint(folder) is None
 
 
 def test_paths_and_hub_names_are_told_apart(folder):
