@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 from typer.testing import CliRunner
@@ -131,3 +132,13 @@ def test_quiet_prints_names_only(capsys: pytest.CaptureFixture[str]):
     assert main(["recipes", "ls", "--quiet"]) == 0
     names = capsys.readouterr().out.split()
     assert len(names) >= 3 and "recipe" not in names
+
+
+def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def warn(arguments: list[str], output: object) -> int:
+        warnings.warn("the sea is rising", stacklevel=1)
+        return 0
+
+    monkeypatch.setattr("milora.cli.app._run", warn)
+    assert main(["methods"]) == 0
+    assert capsys.readouterr().err == "warning: the sea is rising\n"

@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if "--debug" not in flags:
                 # What a library will change in its next version is for this package to read, not for its users.
                 warnings.simplefilter("ignore", FutureWarning)
+                warnings.showwarning = lambda message, *_, **__: output.note(f"warning: {message}")
             return _run(ordered, output) or 0
     except KeyboardInterrupt:
         output.error("interrupted")
