@@ -49,7 +49,8 @@ def export_lora(
     check_adapter(folder)
     config = read_config(folder)
     if not isinstance(config, SpectralConfig):
-        raise MiloraError(f"adapter: {folder} is {config.peft_type} of PEFT's own, allowed an adapter of milora")
+        kind = type(config).__name__
+        raise MiloraError(f"adapter: {folder} holds a {kind}, which PEFT loads as it is; allowed an adapter of milora")
     tensors, rank = lora_tensors(read_weights(folder), config)
     with replacing(target) as temporary:
         temporary.mkdir()

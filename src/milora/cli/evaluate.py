@@ -35,6 +35,12 @@ def evaluate(
     max_gen_toks: Annotated[
         int | None, typer.Option("--max_gen_toks", "--max-gen-toks", help="At most so many new tokens.")
     ] = None,
+    gen_kwargs: Annotated[
+        str | None, typer.Option("--gen_kwargs", "--gen-kwargs", help="Over the task's own, e.g. num_beams=4.")
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option("--include_path", "--include-path", help="A further folder of task files.")
+    ] = None,
     apply_chat_template: Annotated[
         bool, typer.Option("--apply_chat_template", "--apply-chat-template", help="Wrap each prompt in it.")
     ] = False,
@@ -52,6 +58,7 @@ def evaluate(
     settings = {
         "limit": _whole(limit), "batch_size": batch_size, "data_dir": data_dir, "num_fewshot": num_fewshot,
         "max_gen_toks": max_gen_toks, "apply_chat_template": apply_chat_template, "seed": seed,
+        "gen_kwargs": _pairs(gen_kwargs), "include_path": include_path,
     }  # fmt: skip
     names, settings = _with_recipe(run_or_model, tasks, settings)
     tuned = load_tuned(run_or_model, model_name_or_path=model_name_or_path, dtype=dtype, device=device, force=force)
@@ -103,6 +110,21 @@ def _with_recipe(path: str, tasks: str | None, settings: dict[str, Any]) -> tupl
     if not names:
         raise MiloraError("--tasks: got none, name at least one (milora's own are in its folder tasks)")
     return names, given
+
+
+def _pairs(text: str | None) -> dict[str, Any] | None:
+    """`a=1,b=true` as YAML values by name."""
+    import yaml
+
+    from milora.errors import MiloraError
+
+    if text is None:
+        return None
+    named = [pair.partition("=") for pair in text.split(",")]
+    wrong = [name for name, equals, _ in named if not equals or not name.isidentifier()]
+    if wrong:
+        raise MiloraError(f"--gen_kwargs: got {wrong[0]!r}, allowed name=value pairs with commas")
+    return {name: yaml.safe_load(value) for name, _, value in named}
 
 
 def _whole(limit: float | None) -> int | float | None:
