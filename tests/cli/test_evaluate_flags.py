@@ -17,5 +17,5 @@ def test_generation_settings_are_values_by_name():
 
 @pytest.mark.parametrize("text", ["num_beams", "num_beams=4,", "4=num_beams"])
 def test_what_is_no_pair_is_named(text):
-    with pytest.raises(MiloraError, match="--gen_kwargs: got .*allowed name=value pairs"):
+    with pytest.raises(MiloraError, match=r"--gen_kwargs: got .*allowed name=value pairs"):
         _pairs(text)
