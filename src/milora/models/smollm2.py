@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from transformers import AutoModelForCausalLM
 
 from milora.errors import MiloraError
@@ -39,6 +40,14 @@ def smollm2_folder() -> Path:
     if (target / "model.safetensors").is_file():
         return target
     source = _package_folder()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not (target / "model.safetensors").is_file():
+            _dequantise(source, target)
+    return target
+
+
+def _dequantise(source: Path, target: Path) -> None:
     with replacing(target) as temporary:
         model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=_FILE, dtype=torch.float32)
         # The weights are plain float32 now; left in place, this entry makes transformers refuse to save them.
@@ -47,7 +56,6 @@ def smollm2_folder() -> Path:
         model.config._name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
         model.save_pretrained(temporary)
         load_tokenizer(source, gguf_file=_FILE).save_pretrained(temporary)
-    return target
 
 
 def _package_folder() -> Path:
