@@ -10,7 +10,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from adapters.steps import adapt, logits, train_steps
-from milora.adapters import SpectralConfig, SpectralLinear, export_lora, load_adapter
+from milora.adapters import SpectralConfig, SpectralLinear, attach, export_lora, load_adapter, peft_config
 from milora.errors import MiloraError
 
 
@@ -101,12 +101,20 @@ def test_biases_train_and_travel(ids, tmp_path, bias):
     trained_biases = [n for n, p in model.named_parameters() if p.requires_grad and n.endswith("bias")]
     every = [n for n, _ in fresh().named_parameters() if n.endswith("bias")]
     assert len(trained_biases) == (4 if bias == "spectral_only" else len(every))
-    train_steps(model, ids)
+    train_steps(model, ids, lr=0.1)
+    trained = logits(model, ids)
+    for _ in range(2):
+        with model.disable_adapter():
+            assert torch.equal(logits(model, ids), before)
+        assert torch.equal(logits(model, ids), trained)
     model.save_pretrained(tmp_path / "own")
-    assert torch.equal(logits(PeftModel.from_pretrained(fresh(), tmp_path / "own"), ids), logits(model, ids))
+    loaded = PeftModel.from_pretrained(fresh(), tmp_path / "own")
+    assert torch.equal(logits(loaded, ids), trained)
+    with loaded.disable_adapter():
+        assert torch.equal(logits(loaded, ids), before)
     export_lora(tmp_path / "own", None, tmp_path / "lora")
     exported = PeftModel.from_pretrained(fresh(), tmp_path / "lora")
-    assert torch.allclose(logits(exported, ids), logits(model, ids), atol=1e-5, rtol=0)
+    assert torch.allclose(logits(exported, ids), trained, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("method", ["milora", "mica"])
@@ -137,6 +145,35 @@ def test_modules_to_save_travel_through_save_and_export(base, ids, tmp_path):
     export_lora(tmp_path / "own", None, tmp_path / "lora")
     exported = PeftModel.from_pretrained(base(), tmp_path / "lora")
     assert torch.allclose(logits(exported, ids), logits(model, ids), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["milora", "lora"])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_modules": ["q_proj", "nosuch"]}, "target_modules: 'nosuch' matches no module"),
+        ({"modules_to_save": ["nosuch"]}, "modules_to_save: 'nosuch' matches no module"),
+        ({"exclude_modules": ["nosuch"]}, "exclude_modules: 'nosuch' matches no module"),
+        ({"rank_pattern": {"nosuch": 3}}, "rank_pattern: 'nosuch' matches no"),
+    ],
+)
+def test_a_recipe_may_not_name_what_is_not_there(base, method, settings, message):
+    config = peft_config({"method": method, "lora_r": 4, **settings})
+    with pytest.raises(MiloraError, match=message):
+        attach(base(), config)
+    good = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"], "rank_pattern": {"q_proj": 3}}
+    assert attach(base(), peft_config({"method": method, "lora_r": 4, **good})).peft_config["default"].r == 4
+
+
+def test_an_export_names_a_base_that_fits(saved, tiny_llama, tmp_path):
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(vocab_size=260, n_embd=32, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(MiloraError, match=r"has no layer model\.layers\.0"):
+        export_lora(saved[0], str(tmp_path / "gpt2"), tmp_path / "out")
+    with pytest.raises(MiloraError, match="does not exist"):
+        export_lora(saved[0], str(tmp_path / "nosuch"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    export_lora(saved[0], str(tiny_llama), tmp_path / "out")
 
 
 def test_names_per_sample_are_refused_not_ignored(base, ids):

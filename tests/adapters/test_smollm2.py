@@ -18,8 +18,8 @@ from milora.methods import METHODS
 pytestmark = pytest.mark.slow
 R = 32
 IDS = torch.randint(5, 40000, (2, 16), generator=torch.Generator().manual_seed(0))
-# Two orders of summation over 30 layers, on logits around 20: measured below 1e-4 and 1.2, asserted with room.
-ROUNDING = {torch.float32: 5e-4, torch.bfloat16: 2.5}
+# Two orders of summation over 30 layers, on logits around 20: in float32 up to 8e-4 was seen.
+ROUNDING = {torch.float32: 5e-3, torch.bfloat16: 2.5}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -129,3 +129,15 @@ def test_precisions_that_round_differently_are_told_apart():
     assert precision([torch.float32, torch.bfloat16]) == "bfloat16"
     assert precision([torch.float16]) == "float16"
     assert precision([torch.bfloat16], "Linear4bit") == "Linear4bit"
+
+
+def test_what_the_machine_does_not_have_is_one_line(folder, monkeypatch):
+    with pytest.raises(MiloraError, match="device: got 'cuda:77'"):
+        load_model(folder, device="cuda:77")
+    with pytest.raises(MiloraError, match="device: got 'abacus'"):
+        load_model(folder, device="abacus")
+    monkeypatch.setattr("milora.models.load.find_spec", lambda name: None)
+    with pytest.raises(MiloraError, match="bitsandbytes is not installed"):
+        load_model(folder, load_in_4bit=True)
+    with pytest.raises(MiloraError, match="got both"):
+        load_model(folder, load_in_4bit=True, load_in_8bit=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from milora.adapters.config import SpectralConfig
+from milora.adapters.config import SpectralConfig, matching_name
 from milora.errors import MiloraError
 from milora.models.checkpoint import check_safetensors, is_local
 
@@ -26,12 +27,25 @@ def attach(model: nn.Module, config: PeftConfig) -> PeftModel:
     Raises:
         MiloraError: nothing matches, a rank or a value that cannot be.
     """
+    _check_named(model, config)
     try:
         return get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
     except MiloraError:
         raise
     except ValueError as error:
         raise MiloraError(f"{config.peft_type} adapter: {str(error).splitlines()[0]}") from error
+
+
+def _check_named(model: nn.Module, config: PeftConfig) -> None:
+    """What a configuration names must be there: PEFT passes over a name in a list that matches nothing."""
+    names = [name for name, _ in model.named_modules()]
+    for key in ("target_modules", "exclude_modules", "modules_to_save", "rank_pattern", "alpha_pattern"):
+        given: Any = getattr(config, key, None) or ()
+        for wanted in () if isinstance(given, str) else sorted(given):
+            # Patterns are regular expressions; names are whole, or stand after a dot.
+            pattern = wanted if key.endswith("pattern") else re.escape(wanted)
+            if matching_name(names, pattern) is None:
+                raise MiloraError(f"{key}: {wanted!r} matches no module of the model")
 
 
 def load_adapter(

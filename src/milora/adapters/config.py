@@ -116,6 +116,11 @@ class SpectralConfig(PeftConfig):
         return {k: sorted(v) if isinstance(v, set) else v for k, v in fields.items()}  # pyright: ignore
 
 
+def matching_name(modules: Iterable[str], pattern: str) -> str | None:
+    """The first of the modules' names that a pattern matches."""
+    return next((m for m in modules if matching_pattern([pattern], m)), None)
+
+
 def matching_pattern(patterns: Iterable[str], module: str) -> str | None:
     """The first pattern that matches a module's name as PEFT matches it: whole, or after a dot."""
     return next((p for p in patterns if re.match(rf"(.*\.)?({p})$", module)), None)

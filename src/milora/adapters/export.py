@@ -19,9 +19,12 @@ from torch import Tensor
 
 from milora.adapters.attach import CONFIG, WEIGHTS, check_adapter, read_config, read_weights
 from milora.adapters.config import SpectralConfig
+from milora.adapters.layer import features
 from milora.adapters.registration import PREFIX
 from milora.errors import MiloraError
 from milora.models.atomic import replacing
+from milora.models.checkpoint import is_local
+from milora.models.load import empty_model
 
 _INSIDE = "base_model.model."
 
@@ -52,6 +55,8 @@ def export_lora(
         kind = type(config).__name__
         raise MiloraError(f"adapter: {folder} holds a {kind}, which PEFT loads as it is; allowed an adapter of milora")
     tensors, rank = lora_tensors(read_weights(folder), config)
+    if model_name_or_path is not None and is_local(model_name_or_path):
+        _check_fits(tensors, model_name_or_path)
     with replacing(target) as temporary:
         temporary.mkdir()
         save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
@@ -85,6 +90,21 @@ def lora_pair(weights: dict[str, Tensor], module: str, scale: float) -> tuple[Te
         return scale * L0, dR
     dL, R0 = weights[f"{module}.{PREFIX}dL"], weights[f"{module}.{PREFIX}R0"]
     return scale * torch.cat([L0 + dL, dL], dim=1), torch.cat([dR, R0])
+
+
+def _check_fits(tensors: dict[str, Tensor], model_name_or_path: str) -> None:
+    """The base that the export will name must have the layers that it changes, in their shapes."""
+    layers = dict(empty_model(model_name_or_path).named_modules())
+    for name in (n for n in tensors if n.endswith(".lora_A.weight")):
+        module = name.removesuffix(".lora_A.weight")
+        layer = layers.get(module.removeprefix(_INSIDE))
+        if layer is None:
+            raise MiloraError(f"base {model_name_or_path}: has no layer {module.removeprefix(_INSIDE)}")
+        shape = (tensors[name].shape[1], tensors[f"{module}.lora_B.weight"].shape[0])
+        if features(layer) != shape:
+            raise MiloraError(
+                f"base {model_name_or_path}: {module} is {features(layer)} (in, out), the adapter {shape}"
+            )
 
 
 def _lora_config(config: SpectralConfig, rank: int, model_name_or_path: str | None) -> dict[str, Any]:

@@ -30,6 +30,9 @@ class SpectralModel(BaseTuner):
 
     prefix: str = PREFIX
     tuner_layer_cls = SpectralLinear
+    # Of the one adapter that may train biases: their values in the base, and while it is disabled their tuned ones.
+    _base_biases: dict[nn.Parameter, torch.Tensor] | None = None
+    _tuned_biases: dict[nn.Parameter, torch.Tensor] | None = None
     target_module_mapping: dict[str, Any] = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -45,7 +48,23 @@ class SpectralModel(BaseTuner):
             del self.peft_config[adapter_name]
             raise
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        if config.bias != "none":
+            self._base_biases = {p: p.detach().clone() for p in _trained_biases(model, config.bias)}
         _warn_of_dead_triplets(model, adapter_name)
+
+    def disable_adapter_layers(self) -> None:
+        """Be the base model, biases included."""
+        self._enable_adapter_layers(False)
+
+    def _enable_adapter_layers(self, enabled: bool = True) -> None:
+        super()._enable_adapter_layers(enabled)
+        # Biases train in place, where nothing but a copy can bring the base's back.
+        if enabled and self._tuned_biases is not None:
+            _set_values(self._tuned_biases)
+            self._tuned_biases = None
+        elif not enabled and self._tuned_biases is None and self._base_biases is not None:
+            self._tuned_biases = {p: p.detach().clone() for p in self._base_biases}
+            _set_values(self._base_biases)
 
     def _targets(self, model: nn.Module, config: SpectralConfig) -> dict[str, nn.Module]:
         """The modules that the configuration names, by name."""
@@ -97,6 +116,18 @@ class SpectralModel(BaseTuner):
         if kwargs.get("adapter_names") is not None:
             raise MiloraError("adapter_names: got one name per sample, allowed only for LoRA; use set_adapter")
         yield
+
+
+def _set_values(values: dict[nn.Parameter, torch.Tensor]) -> None:
+    for parameter, value in values.items():
+        parameter.data = value.to(parameter.device, parameter.dtype, copy=True)
+
+
+def _trained_biases(model: nn.Module, bias: str) -> list[nn.Parameter]:
+    if bias == "all":
+        return [p for n, p in model.named_parameters() if n == "bias" or n.endswith(".bias")]
+    layers = [m.bias for m in model.modules() if isinstance(m, SpectralLinear)]
+    return [b for b in layers if isinstance(b, nn.Parameter)]
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def load_model(
     if dtype != "auto" and dtype not in _DTYPES:
         raise MiloraError(f"dtype: got {dtype!r}, allowed auto, {', '.join(_DTYPES)}")
     _check_source(model_name_or_path, gguf_file)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(device)
     arguments: dict[str, Any] = {"dtype": _DTYPES.get(dtype, "auto"), "trust_remote_code": trust_remote_code}
     if gguf_file:
         arguments["gguf_file"] = gguf_file
@@ -79,6 +80,7 @@ def load_tokenizer(
 
 def empty_model(model_name_or_path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model's architecture on the meta device: shapes and names without weights, from config.json alone."""
+    _check_source(model_name_or_path, None, weights=False)
     config = _from_pretrained(AutoConfig, model_name_or_path, {"trust_remote_code": trust_remote_code})
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
@@ -89,6 +91,16 @@ def check_finite(model: torch.nn.Module) -> None:
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
             raise MiloraError(f"weights: {name} holds NaN or Inf, allowed finite numbers")
+
+
+def _device(device: str | None) -> str:
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise MiloraError(f"device: got {device!r}, which is not there ({str(error).splitlines()[0]})") from error
+    return device
 
 
 def _check_source(model_name_or_path: str | Path, gguf_file: str | None, weights: bool = True) -> None:
@@ -116,6 +128,8 @@ def _from_pretrained(auto_class: Any, model_name_or_path: str | Path, arguments:
 def _bitsandbytes(load_in_4bit: bool, load_in_8bit: bool, dtype: str) -> BitsAndBytesConfig:
     if load_in_4bit and load_in_8bit:
         raise MiloraError("load_in_4bit, load_in_8bit: got both, allowed one of them")
+    if find_spec("bitsandbytes") is None:
+        raise MiloraError("load_in_4bit, load_in_8bit: bitsandbytes is not installed; pip install 'milora[quant]'")
     return BitsAndBytesConfig(
         load_in_4bit=load_in_4bit,
         load_in_8bit=load_in_8bit,
