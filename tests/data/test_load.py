@@ -197,7 +197,7 @@ def test_slices_of_a_file(rows_file, split, numbers):
 
 
 def test_wrong_slice_of_a_file(rows_file):
-    with pytest.raises(MiloraError, match="dataset_split: got 'train\\[3\\]'"):
+    with pytest.raises(MiloraError, match=r"got split 'train\[3\]', allowed a name or a slice"):
         load_examples(rows_file, split="train[3]")
 
 
@@ -219,6 +219,18 @@ def test_a_folder_saved_by_datasets(tmp_path):
 
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
     assert list(load_examples(tmp_path / "saved")) == ROWS
+    assert list(load_examples(tmp_path / "saved", split="train[:3]")) == ROWS[:3]
+
+
+def test_a_folder_of_splits_saved_by_datasets(tmp_path):
+    import datasets
+
+    parts = {"train": datasets.Dataset.from_list(ROWS[:15]), "test": datasets.Dataset.from_list(ROWS[15:])}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    assert list(load_examples(tmp_path / "saved")) == ROWS[:15]
+    assert list(load_examples(tmp_path / "saved", split="test[1:]")) == ROWS[16:]
+    with pytest.raises(MiloraError, match="got split 'dev', allowed train, test"):
+        load_examples(tmp_path / "saved", split="dev")
 
 
 def test_a_hub_name_goes_to_load_dataset(monkeypatch):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from milora.errors import MiloraError
+from milora.models.checkpoint import is_local
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet", ".txt", ".txt.gz")
 
@@ -21,8 +22,9 @@ def read_rows(dataset: str | Path, split: str = "train") -> Sequence[Any]:
         dataset: a file (.json, .jsonl, .parquet, .txt; all but parquet also .gz), a folder that `datasets`
             can read, or the name of a data set on the hub, with its configuration after a colon
             (`openai/gsm8k:main`).
-        split: the split of a folder or hub data set, in the notation of `datasets` (`train[:1000]`). A file
-            is one split: its name does not matter, a slice of it does.
+        split: the split of a folder or hub data set, in the notation of `datasets` (`train[:1000]`). A file,
+            and a folder of `save_to_disk` without splits, is one split: its name does not matter, a slice of
+            it does.
 
     Raises:
         MiloraError: no such file, an unknown suffix, broken JSON (with the line), no such data set or split.
@@ -34,10 +36,17 @@ def read_rows(dataset: str | Path, split: str = "train") -> Sequence[Any]:
     if path.is_file():
         if suffix not in SUFFIXES:
             raise MiloraError(f"data set {dataset}: got a file {path.name!r}, allowed {', '.join(SUFFIXES)}")
-        return _slice(_read_file(path, suffix), split)
+        return _slice(_read_file(path, suffix), split, dataset)
     if suffix in SUFFIXES or str(dataset).startswith((".", "/", "~")):
         raise MiloraError(f"data set {dataset}: no such file or folder")
     return _load_hub(str(dataset), split)
+
+
+def hub_name(dataset: str | Path) -> str | None:
+    """The name of a data set on the hub without its configuration, or None for a file or folder (see `is_local`)."""
+    if is_local(dataset) or _suffix(Path(dataset)) in SUFFIXES:
+        return None
+    return str(dataset).partition(":")[0]
 
 
 def _suffix(path: Path) -> str:
@@ -84,10 +93,10 @@ def _read_parquet(path: Path) -> list[Any]:
         raise MiloraError(f"data set {path}: broken parquet ({_first_line(error)})") from error
 
 
-def _slice(rows: list[Any], split: str) -> list[Any]:
+def _slice(rows: list[Any], split: str, dataset: str | Path) -> list[Any]:
     match = re.fullmatch(r"\w+(?:\[(\d*)(%?):(\d*)(%?)\])?", split)
     if match is None:
-        raise MiloraError(f"dataset_split: got {split!r}, allowed for a file: train or a slice as train[:1000]")
+        raise MiloraError(f"data set {dataset}: got split {split!r}, allowed a name or a slice as train[:1000]")
     start, start_percent, stop, stop_percent = match.groups(default="")
     first = _position(start, start_percent, len(rows)) if start else 0
     last = _position(stop, stop_percent, len(rows)) if stop else len(rows)
@@ -99,11 +108,24 @@ def _position(number: str, percent: str, size: int) -> int:
 
 
 def _load_folder(folder: Path, split: str) -> Sequence[Any]:
+    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+        return _load_saved(folder, split)
+    return _load(str(folder), None, split)
+
+
+def _load_saved(folder: Path, split: str) -> Sequence[Any]:
     import datasets
 
-    if (folder / "state.json").is_file():
-        return _rows(datasets.load_from_disk(str(folder)))
-    return _load(str(folder), None, split)
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError) as error:
+        raise MiloraError(f"data set {folder}: {_first_line(error)}") from error
+    if isinstance(saved, datasets.DatasetDict):
+        name = split.partition("[")[0]
+        if name not in saved:
+            raise MiloraError(f"data set {folder}: got split {split!r}, allowed {', '.join(map(str, saved))}")
+        saved = saved[name]
+    return _slice(_rows(saved), split, folder)
 
 
 def _load_hub(dataset: str, split: str) -> Sequence[Any]:
