@@ -34,7 +34,7 @@ EXAMPLES = {
         "completion": "the correct answer is b",
     },
     "metamath": {"prompt": MATH_PROMPT, "completion": "2\nThe answer is: 2"},
-    "gsm8k": {"prompt": MATH_PROMPT, "completion": "1+1 = 2 in all.\nThe answer is: 2"},
+    "gsm8k": {"prompt": MATH_PROMPT, "completion": "1+1 = 2 in all.\n#### 2\nThe answer is: 2"},
     "prompt_completion": {"prompt": "The sky is", "completion": " blue."},
     "messages": TALK,
     "sharegpt": TALK,
@@ -122,8 +122,8 @@ def test_unknown_format(tmp_path):
 def test_gsm8k_annotations_and_negative_answers(tmp_path):
     rows = [{"question": "q", "answer": "a <<1-3=-2>>-2 b\n\n#### -2"}, {"question": "q", "answer": "#### 1,234 "}]
     first, second = load_examples(write(tmp_path / "rows.jsonl", rows))["completion"]
-    assert first == "a -2 b\n\nThe answer is: -2"
-    assert second == "The answer is: 1,234"
+    assert first == "a -2 b\n\n#### -2\nThe answer is: -2"
+    assert second == "#### 1,234\nThe answer is: 1,234"
 
 
 def test_real_files(shared_data):
@@ -144,8 +144,8 @@ def test_real_files(shared_data):
 def test_gsm8k_closes_as_the_metamath_form_of_the_same_rows_does(shared_data):
     ours = load_examples(shared_data / "math/gsm8k_train.jsonl.gz")
     theirs = load_examples(shared_data / "math/metamath_form_train.jsonl.gz")
-    closing = {e["prompt"]: e["completion"].rpartition("\n")[2] for e in theirs}
-    same = [e["completion"].rpartition("\n")[2] == closing[e["prompt"]] for e in ours if e["prompt"] in closing]
+    closing = {e["prompt"]: e["completion"].split("\n")[-2:] for e in theirs}
+    same = [e["completion"].split("\n")[-2:] == closing[e["prompt"]] for e in ours if e["prompt"] in closing]
     assert len(same) > 7000
     assert all(same)
-    assert not any("<<" in e["completion"] or "####" in e["completion"] for e in ours)
+    assert not any("<<" in e["completion"] for e in ours)

@@ -11,7 +11,8 @@ A row:
     May.\\n#### 72"}
 
 becomes the MetaMath template (metamath.py) with the question as query and, as response, the solution without
-annotations whose last line `#### 72` is `The answer is: 72`, the phrase that the MetaMath extraction reads.
+annotations and, as in MetaMathQA, one line more: after `#### 72` comes `The answer is: 72`, the phrase that the
+MetaMath extraction reads.
 """
 
 import re
@@ -29,8 +30,7 @@ def read(row: Row) -> Turn:
     closing = CLOSING.search(answer)
     if closing is None:
         raise RowError("field 'answer' has no last line '#### n'")
-    solution = answer[: closing.start()]
-    return Turn(text(row, "question"), "", f"{solution}\nThe answer is: {closing[1]}".lstrip("\n"))
+    return Turn(text(row, "question"), "", f"{answer.rstrip()}\nThe answer is: {closing[1]}")
 
 
 FORMAT = Format("gsm8k", ("question", "answer"), read, prompt)
