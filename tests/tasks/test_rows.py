@@ -74,6 +74,13 @@ BAD = [
     ("commonsense", "boolq.jsonl", [], r"no rows"),
     ("commonsense", "piqa.jsonl", [BOOLQ], r"milora_boolq: no data in .*: looked for boolq.jsonl"),
     ("gsm8k", "gsm8k.jsonl", [{"question": "?", "answer": "18"}], r"row 1: the answer has no '#### number'"),
+    ("gsm8k", "gsm8k.jsonl", [{"question": "?", "answer": 18}], r"row 1: the answer has no '#### number'"),
+    (
+        "gsm8k",
+        "gsm8k.jsonl",
+        [{"question": "?", "answer": "#### 1,800"}, {"question": "?", "answer": "so\n#### x"}],
+        r"row 2: the answer ends in '#### x', allowed a number",
+    ),
     ("questions", "questions.jsonl", [QUESTION | {"answer": 2}], r"row 1: answer 2, allowed 0 to 1"),
     ("questions", "questions.jsonl", [QUESTION | {"answer": True}], r"row 1: answer True"),
     ("questions", "questions.jsonl", [QUESTION | {"answer": "B"}], r"row 1: answer 'B'"),

@@ -10,6 +10,7 @@ from typing import Any
 
 from milora.errors import MiloraError
 from milora.tasks.commonsense_forms import SETS
+from milora.tasks.extraction import number_value
 from milora.tasks.local_files import data_location, find_file, read_rows, require_fields
 
 GSM8K_FILES = ("gsm8k.jsonl", "gsm8k.jsonl.gz", "gsm8k_test*.jsonl", "gsm8k_test*.jsonl.gz")
@@ -46,7 +47,7 @@ def gsm8k(data_dir: str | None = None, **_metadata: Any) -> dict[str, Any]:
     """Rows {question, answer, gold} of GSM8K; gold is what stands after ``####`` in the answer.
 
     Raises:
-        MiloraError: no such file, a row without a field or without ``####``.
+        MiloraError: no such file, a row without a field or without ``####``, or what follows is no number.
     """
     location = data_location(data_dir)
     if location is None:
@@ -55,8 +56,10 @@ def gsm8k(data_dir: str | None = None, **_metadata: Any) -> dict[str, Any]:
     rows = read_rows(path)
     require_fields(rows, ("question", "answer"), path)
     for number, row in enumerate(rows, start=1):
-        if "####" not in row["answer"]:
+        if "####" not in str(row["answer"]):
             raise MiloraError(f"{path}: row {number}: the answer has no '#### number'")
+        if number_value(gold := _with_gold(row)["gold"]) is None:
+            raise MiloraError(f"{path}: row {number}: the answer ends in '#### {gold}', allowed a number after ####")
     return _test_split([_with_gold(row) for row in rows])
 
 
