@@ -4,8 +4,10 @@ Commonsense (LLM-Adapters, arXiv:2304.01933, ``commonsense_evaluate.py``):
     flexible: the first lower-case match of the set's labels. This is the published protocol.
     strict:   the label in the first whole phrase "the correct answer is X" that training taught.
 GSM8K (MetaMath, arXiv:2309.12284, ``eval_gsm8k.py``):
-    strict:   the first number after the last "The answer is: ". This is the published protocol, with
-              numbers read as a whole: the published expression takes 1,234 out of 1,234,567.
+    strict:   the first number after the last "The answer is: ", which is the published phrase. Numbers are
+              read as a whole (the published expression takes 1,234 out of 1,234,567) and must have the gold's
+              exact value: the published scoring also rounds, and accepts a hundred times or a hundredth of the
+              gold, which is not done here.
     flexible: the last number of the text.
 """
 
