@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import yaml
 
 from milora.recipes.schema import Recipe
@@ -37,6 +38,16 @@ def test_front_matter_is_the_hubs():
 def test_a_folder_on_a_disk_is_no_repository(tmp_path: Path):
     front = front_matter(model_card(recipe(model_name_or_path=str(tmp_path)), {}, {}))
     assert "base_model" not in front
+
+
+@pytest.mark.parametrize("dataset", ["my.jsonl", "data/rows.json.gz", "./rows", "/a/b", "~/rows", "a/b/c"])
+def test_a_local_data_set_is_no_repository_though_it_does_not_lie_here(dataset: str):
+    assert "datasets" not in front_matter(model_card(recipe(dataset=dataset, model_name_or_path="../m"), {}, {}))
+    assert "base_model" not in front_matter(model_card(recipe(model_name_or_path="../m"), {}, {}))
+
+
+def test_a_hub_data_set_is_named_without_its_configuration():
+    assert front_matter(model_card(recipe(dataset="openai/gsm8k:main"), {}, {}))["datasets"] == ["openai/gsm8k"]
 
 
 def test_no_results_no_table():

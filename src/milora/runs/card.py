@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from milora.data.files import hub_name
+from milora.models.checkpoint import is_local
 from milora.recipes import Recipe
 from milora.runs.folder import RunFolder
 
@@ -50,10 +52,10 @@ def measured(value: float | None, stderr: float | None) -> str:
 def _front_matter(recipe: Recipe) -> str:
     front: dict[str, Any] = {"library_name": "transformers" if recipe.method == "full" else "peft"}
     # The hub resolves base_model to a repository; the name of a folder on somebody's disk resolves to nothing.
-    if not Path(recipe.model_name_or_path).exists():
+    if not is_local(recipe.model_name_or_path):
         front["base_model"] = recipe.model_name_or_path
-    if not Path(recipe.dataset).exists():
-        front["datasets"] = [recipe.dataset]
+    if name := hub_name(recipe.dataset):
+        front["datasets"] = [name]
     front["tags"] = list(dict.fromkeys(["milora", recipe.method]))
     return f"---\n{_yaml(front)}---\n"
 
