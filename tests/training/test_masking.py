@@ -104,7 +104,9 @@ def long_rows() -> Dataset:
 
 
 def test_rows_left_without_a_label_are_refused_by_number(tokenizer):
-    with pytest.raises(MiloraError, match=r"2 of 5 rows have no token to train on within 30 tokens, first row 4"):
+    with pytest.raises(
+        MiloraError, match=r"2 of 5 rows have no token to train on within 30 tokens, first row 4 of the rows drawn"
+    ):
         tokenise(long_rows(), tokenizer, loss_on="completion", max_length=30)
     with pytest.raises(MiloraError, match=r"all rows have no token to train on .* first row 1"):
         tokenise(long_rows(), tokenizer, loss_on="completion", max_length=5)
@@ -127,7 +129,9 @@ def test_overlong_rows_are_dropped_when_asked(tokenizer):
 
 
 def test_overlong_rows_are_refused_when_asked(tokenizer):
-    with pytest.raises(MiloraError, match=r"3 of 5 rows are too long, first row 2: got 61 tokens, allowed 30"):
+    with pytest.raises(
+        MiloraError, match=r"3 of 5 rows are too long, first row 2 of the rows drawn: got 61 tokens, allowed 30"
+    ):
         tokenise(long_rows(), tokenizer, loss_on="completion", max_length=30, overlong="error")
 
 

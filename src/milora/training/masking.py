@@ -101,7 +101,8 @@ def tokenise(
 
     Raises:
         MiloraError: no rows; a row is longer than allowed under ``error``; rows without a token to train on
-            (unless ``drop``); no row is left. Row numbers start at 1.
+            (unless ``drop``); no row is left. Rows are numbered from 1 among the rows drawn, without the empty ones
+            that were dropped.
     """
     if len(examples) == 0:
         raise MiloraError(f"{name}: got no rows, allowed at least 1")
@@ -120,8 +121,8 @@ def tokenise(
     too_long = [i for i, length in enumerate(lengths) if limit and length > limit]
     if too_long and overlong == "error":
         raise MiloraError(
-            f"{name}: {len(too_long)} of {len(lengths)} rows are too long, first row {too_long[0] + 1}: "
-            f"got {lengths[too_long[0]]} tokens, allowed {limit}"
+            f"{name}: {len(too_long)} of {len(lengths)} rows are too long, first row {too_long[0] + 1} "
+            f"of the rows drawn: got {lengths[too_long[0]]} tokens, allowed {limit}"
         )
     kept = _kept_rows(trained, set(too_long), overlong, name, limit)
     report = Lengths(
@@ -149,7 +150,7 @@ def _kept_rows(counts: Sequence[int], too_long: set[int], overlong: str, name: s
             which = "all" if len(masked) == len(counts) else f"{len(masked)} of {len(counts)}"
             raise MiloraError(
                 f"{name}: {which} rows have no token to train on within {limit or 'their'} tokens, first row "
-                f"{masked[0] + 1}; got loss on none of its tokens, allowed a larger max_length or overlong: drop"
+                f"{masked[0] + 1} of the rows drawn; got loss on none of its tokens, allowed a larger max_length or overlong: drop"
             )
         kept = list(range(len(counts)))
     if not kept:
