@@ -3,9 +3,11 @@
 import pytest
 import yaml
 
+from milora.adapters import peft_config
 from milora.errors import MiloraError
 from milora.recipes import Recipe, dump, load_recipe, recipes
 from milora.recipes.load import OTHER_NAMES
+from milora.recipes.method_settings import known_methods
 
 NEEDED = {"model_name_or_path": "m", "dataset": "d.jsonl", "output_dir": "o"}
 NEEDED_YAML = "model_name_or_path: m\ndataset: d.jsonl\noutput_dir: o\n"
@@ -77,6 +79,8 @@ def test_all_problems_at_once(write):
         ("val_set_size", "some", "int or float"),
         ("val_set_size", -1, "greater than or equal to 0"),
         ("max_length", 0, "greater than 0"),
+        ("learning_rate", float("inf"), "a finite number"),
+        ("max_grad_norm", float("nan"), "a finite number"),
         ("loss_on", "answer", "completion, all"),
     ],
 )
@@ -111,6 +115,9 @@ def test_wrong_values_of_one_key(write, key, value, allowed):
         ),
         ({"save_steps": 5}, "save_steps: got 5 with save_strategy epoch, allowed only with save_strategy steps"),
         ({"val_set_size": 5, "eval_dataset": "e.jsonl"}, "val_set_size: got 5 with eval_dataset"),
+        ({"eval_split": "test"}, "eval_split: got 'test' without eval_dataset"),
+        ({"report_to": "wandb"}, "report_to: got 'wandb', allowed none, tensorboard"),
+        ({"report_to": ["tensorboard", "mlflow"]}, "report_to: got 'mlflow', allowed none, tensorboard"),
         ({"val_set_size": 1.5}, "val_set_size: got 1.5, allowed a whole number of rows or a share below 1"),
         ({"warmup_steps": 1.5}, "warmup_steps: got 1.5, allowed a whole number of steps or a share below 1"),
         ({"max_steps": 0}, "max_steps: got 0"),
@@ -154,7 +161,16 @@ def test_right_combinations():
         ("max_length", "null", None),
         ("target_modules", "q_proj,v_proj", ["q_proj", "v_proj"]),
         ("target_modules", "[q_proj, v_proj]", ["q_proj", "v_proj"]),
+        ("target_modules", "q_proj, self_attn.v_proj", ["q_proj", "self_attn.v_proj"]),
         ("target_modules", "all-linear", "all-linear"),
+        ("target_modules", "q_proj", ["q_proj"]),
+        ("target_modules", r".*\.\d{1,2}\..*q_proj", r".*\.\d{1,2}\..*q_proj"),
+        ("target_modules", ".*(q|v)_proj,?", ".*(q|v)_proj,?"),
+        ("target_modules", "[qv]_proj", "[qv]_proj"),
+        ("target_modules", "*.q_proj", "*.q_proj"),
+        ("exclude_modules", "null", None),
+        ("exclude_modules", "lm_head", ["lm_head"]),
+        ("report_to", "tensorboard", "tensorboard"),
         ("layers_to_transform", "0,2", [0, 2]),
         ("layers_to_transform", ["0", "2"], [0, 2]),
         ("layers_to_transform", "3", [3]),
@@ -168,6 +184,26 @@ def test_flags_as_text(key, text, value):
     read = getattr(load_recipe(None, NEEDED | more | {key: text}), key)
     assert read == value
     assert type(read) is type(value)
+
+
+@pytest.mark.parametrize("method", sorted(known_methods()))
+def test_the_resolved_recipe_states_alpha_as_the_method_takes_it(write, method):
+    recipe = load_recipe(write(NEEDED_YAML + f"method: {method}\nlora_r: 4\nlora_alpha: null\n"))
+    settings = {"method": method, "lora_r": 4}
+    config = peft_config(settings | {"method_settings": {"total_step": 9} if method == "adalora" else {}})
+    taken = {"mica": 4, "milora": 4, "pissa": 4, "random_components": 4, "vera": None, "full": None}.get(method, 8)
+    assert recipe.lora_alpha == taken == Recipe(**NEEDED, **settings).lora_alpha
+    if taken == 8:
+        assert config.lora_alpha == 8
+    elif taken == 4:
+        assert config.scale("q_proj") == 1 == peft_config(settings | {"lora_alpha": taken}).scale("q_proj")
+    assert load_recipe(None, {**NEEDED, **settings, "lora_alpha": 3.0}).lora_alpha == 3.0
+
+
+def test_layers_of_their_own_rank_keep_their_own_alpha():
+    ranks = {"rank_pattern": {"q_proj": 2}}
+    assert load_recipe(None, {**NEEDED, **ranks, "method": "milora"}).lora_alpha is None
+    assert load_recipe(None, {**NEEDED, **ranks, "method": "lora"}).lora_alpha == 64
 
 
 @pytest.mark.parametrize("name", sorted(OTHER_NAMES))

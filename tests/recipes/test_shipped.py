@@ -1,5 +1,6 @@
 """The recipes in the package: all of them valid, and each value of a paper's preset with its source."""
 
+import math
 import re
 import shlex
 
@@ -54,25 +55,36 @@ def test_every_value_of_a_preset_has_its_source(name):
 
 @pytest.mark.parametrize("name", sorted(TWINS))
 def test_every_hyperparameter_of_a_twin_is_the_presets_or_scaled(name):
-    written, preset = read(name), load_recipe(TWINS[name])
+    written = read(name)
+    preset = {key: field.default for key, field in Recipe.model_fields.items()} | read(TWINS[name])
     hyper = (set(MethodKeys.model_fields) | set(TrainingKeys.model_fields) | {"max_length", "loss_on"}) & set(written)
     hyper -= NO_SOURCE
     assert len(hyper) >= 15
     assert hyper <= set(written["sources"])
     same = [key for key in hyper if written["sources"][key] == TWINS[name]]
     assert len(same) >= 7
-    assert not [key for key in same if getattr(preset, key) != written[key]]
+    assert not [key for key in same if preset[key] != written[key]]
     assert "scaled" in written["description"]
 
 
 def test_values_of_table_8():
     for name, r in (("llm-adapters-commonsense", 32), ("llm-adapters-math", 64)):
         recipe = load_recipe(name)
-        assert (recipe.lora_r, recipe.lora_alpha, recipe.lora_dropout) == (r, None, 0.05)
+        assert (recipe.lora_r, recipe.lora_alpha, recipe.lora_dropout) == (r, r, 0.05)
+        assert load_recipe(name, {"method": "lora"}).lora_alpha == 2 * r
         assert (recipe.learning_rate, recipe.lr_scheduler_type, recipe.warmup_steps) == (3e-4, "linear", 100)
         assert recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps == 16
         assert recipe.num_train_epochs == 3
         assert recipe.target_modules == ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
+
+
+@pytest.mark.parametrize(("name", "rows"), [("commonsense", 170_420 - 120), ("gsm8k", 395_000)])
+def test_a_twin_states_the_presets_number_of_steps(name, rows):
+    preset = load_recipe({"commonsense": PRESETS[0], "gsm8k": PRESETS[1]}[name])
+    batch = preset.per_device_train_batch_size * preset.gradient_accumulation_steps
+    steps = f"{math.ceil(rows / batch) * int(preset.num_train_epochs):,}"
+    text = recipes()[f"llm-adapters-{name}-smollm2"].read_text()
+    assert text.count(steps) == 3
 
 
 def test_values_of_table_9():

@@ -15,6 +15,8 @@ SCHEDULERS = (
     "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay",
 )  # fmt: skip
 
+TRACKERS = ("none", "tensorboard")
+
 Check = Callable[[SimpleNamespace], Iterator[str]]
 
 
@@ -63,10 +65,19 @@ def names(v: SimpleNamespace) -> Iterator[str]:
             yield f"{key}: got {value!r}{nearest(value, allowed)}, allowed {', '.join(allowed)}"
 
 
+def trackers(v: SimpleNamespace) -> Iterator[str]:
+    """Where metrics are also sent."""
+    for name in [v.report_to] if isinstance(v.report_to, str) else v.report_to:
+        if name not in TRACKERS:
+            yield f"report_to: got {name!r}, allowed {', '.join(TRACKERS)}"
+
+
 def validation(v: SimpleNamespace) -> Iterator[str]:
     """Where validation rows come from."""
     if v.val_set_size and v.eval_dataset:
         yield f"val_set_size: got {v.val_set_size} with eval_dataset, allowed one of them"
+    if v.eval_split != "train" and not v.eval_dataset:
+        yield f"eval_split: got {v.eval_split!r} without eval_dataset, allowed with it"
     if isinstance(v.val_set_size, float) and v.val_set_size >= 1:
         yield f"val_set_size: got {v.val_set_size}, allowed a whole number of rows or a share below 1"
     if not (v.val_set_size or v.eval_dataset):
@@ -114,7 +125,8 @@ CHECKS: tuple[tuple[Check, tuple[str, ...]], ...] = (
     (full_fine_tuning, ("method", "load_in_4bit", "load_in_8bit")),
     (quantisation, ("load_in_4bit", "load_in_8bit")),
     (names, ("dataset_format", "prompt_template", "lr_scheduler_type")),
-    (validation, ("val_set_size", "eval_dataset", "load_best_model_at_end", "eval_strategy")),
+    (trackers, ("report_to",)),
+    (validation, ("val_set_size", "eval_dataset", "eval_split", "load_best_model_at_end", "eval_strategy")),
     (intervals, ("eval_strategy", "eval_steps", "save_strategy", "save_steps")),
     (best_checkpoint, ("load_best_model_at_end", "eval_strategy", "save_strategy", "eval_steps", "save_steps")),
     (length, ("max_steps", "packing", "max_length", "warmup_steps")),

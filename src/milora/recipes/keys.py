@@ -23,7 +23,7 @@ class ModelKeys(BaseModel):
     model_name_or_path: str = Field(description="folder of the base model, or its name on the hub")
     gguf_file: str | None = Field(None, description="name of a GGUF file in that folder to read the weights from")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="type of the base weights; auto is the checkpoint's own"
+        "auto", description="type of the base weights; auto is the checkpoint's own, float32 for method full"
     )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
     load_in_4bit: bool = Field(False, description="quantise the base to 4 bits (extra: quant)")
@@ -64,6 +64,7 @@ class DataKeys(BaseModel):
     empty_rows: Literal["error", "drop"] = Field("error", description="what a row with an empty text does")
     val_set_size: int | float = Field(0, ge=0, description="validation rows split off: a number, or a share below 1")
     eval_dataset: str | None = Field(None, description="validation data, in the same format, in place of a split")
+    eval_split: str = Field("train", description="split of eval_dataset, or a slice of it")
     max_length: int | None = Field(None, gt=0, description="longest row in tokens; the model's context if unset")
     overlong: Literal["truncate", "drop", "error"] = Field("truncate", description="what a longer row does")
     packing: bool = Field(False, description="pack rows into blocks of max_length")

@@ -1,7 +1,13 @@
-"""From a file, a shipped name and flags to a checked recipe: flags over file over defaults."""
+"""From a file, a shipped name and flags to a checked recipe: flags over file over defaults.
+
+A key under another tool's name (`cutoff_len`, `lr`) is refused, by decision, with the name it has here: a recipe that
+was read as almost what was meant is worse than one that is not read.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -50,7 +56,8 @@ OTHER_NAMES = {
     "tasks": "eval_tasks",
 }
 
-RANGES = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+MODULE_KEYS = ("target_modules", "exclude_modules")
+RANGES = ("finite_number", "greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
 def load_recipe(path_or_name: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -129,11 +136,27 @@ def _read_flag(key: str, value: Any) -> Any:
         return [strict_yaml.parse(part, f"--{key}") if isinstance(part, str) else part for part in value]
     if field is None or not isinstance(value, str) or field.annotation in (str, str | None):
         return value
+    if types.startswith("str") and "list" in types:
+        return _read_names(key, value)
     if "list" in types and "," in value and value[0] not in "[({^":
         return [strict_yaml.parse(part, f"--{key}") for part in value.split(",")]
     read = strict_yaml.parse(value, f"--{key}")
-    only_lists = "list" in types and not types.startswith("str")
-    return [read] if only_lists and isinstance(read, str | int) else read
+    return [read] if "list" in types and isinstance(read, str | int) else read
+
+
+def _read_names(key: str, value: str) -> Any:
+    """Names or a regular expression: what could be both is names only where no expression would be written so."""
+    parts = [part.strip() for part in value.split(",")]
+    if value in ("null", "~"):
+        return None
+    if len(parts) > 1 and all(re.fullmatch(r"[\w.]+", part) for part in parts):
+        return parts
+    if value.startswith("["):
+        with contextlib.suppress(MiloraError):
+            read = strict_yaml.parse(value, f"--{key}")
+            return read if isinstance(read, list) else value
+    # PEFT takes a text for an expression over whole names, which a single module's name never fits.
+    return [value] if key in MODULE_KEYS and value.isidentifier() else value
 
 
 def _unknown(key: str) -> str:

@@ -4,6 +4,8 @@ Names are those of the method's PEFT configuration. What a recipe key already sa
 what is adapted) is not among them.
 """
 
+from typing import Any
+
 _WHERE = ("layers_pattern", "fan_in_fan_out")
 _BUDGET = ("target_r", "init_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight")
 _LORA = (*_WHERE, "init_lora_weights", "loftq_config", "eva_config", "corda_config")
@@ -18,6 +20,21 @@ PEFT_SETTINGS: dict[str, tuple[str, ...]] = {
     "full": (),
 }
 SPECTRAL_SETTINGS: dict[str, tuple[str, ...]] = {"random_components": (*_WHERE, "components", "components_seed")}
+
+
+def default_alpha(method: Any, lora_r: Any, rank_pattern: Any) -> float | None:
+    """`lora_alpha` where a recipe does not say it: r for spectral methods, 2r for LoRA and its kin.
+
+    None for VeRA and full fine-tuning, which have none; for a spectral method with a `rank_pattern`, where each
+    layer takes its own r; and for values that are no method and rank.
+    """
+    from milora.methods import METHODS
+
+    if not isinstance(method, str) or type(lora_r) is not int or lora_r < 1:
+        return None
+    if method in METHODS:
+        return None if rank_pattern else float(lora_r)
+    return 2.0 * lora_r if method in ("lora", "rslora", "dora", "adalora") else None
 
 
 def known_methods() -> dict[str, tuple[str, ...]]:

@@ -1,9 +1,12 @@
 """The recipe: all keys in one flat model. Keys and their values are checked here, their combinations in
 checks.py."""
 
-from pydantic import ConfigDict
+from typing import Any
+
+from pydantic import ConfigDict, model_validator
 
 from milora.recipes.keys import AboutKeys, DataKeys, MeasuringKeys, MethodKeys, ModelKeys, TrainingKeys
+from milora.recipes.method_settings import default_alpha
 
 
 # pydantic takes the fields of the last base first.
@@ -11,7 +14,21 @@ class Recipe(MeasuringKeys, TrainingKeys, DataKeys, MethodKeys, ModelKeys, About
     """Everything that decides a run. Unknown keys and values of another type are refused.
 
     Built from code, it checks each key by itself (pydantic.ValidationError); `milora.recipes.load_recipe`
-    also checks the combinations, and tells all problems at once.
+    also checks the combinations, and tells all problems at once. ``lora_alpha`` is filled in where it is unset and
+    the method has a default.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @property
+    def base_dtype(self) -> str:
+        """``dtype``, with float32 for auto where the base weights train: bfloat16 rounds most steps to nothing."""
+        return "float32" if self.method == "full" and self.dtype == "auto" else self.dtype
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_alpha(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("lora_alpha") is not None:
+            return values
+        defaults = {name: cls.model_fields[name].default for name in ("method", "lora_r", "rank_pattern")}
+        return {**values, "lora_alpha": default_alpha(**{name: values.get(name, defaults[name]) for name in defaults})}
