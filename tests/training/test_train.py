@@ -6,7 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from milora.errors import MiloraError
 from milora.recipes.schema import Recipe
@@ -45,6 +45,24 @@ def test_full_fine_tuning_leaves_a_model(settings):
     assert run.provenance()["trainable_parameters"] == sum(p.numel() for p in base.parameters())
 
 
+def test_full_fine_tuning_of_a_bfloat16_checkpoint_trains_in_float32(settings, tiny_llama, tmp_path):
+    from milora.runs.tuned import load_tuned
+
+    stored = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.bfloat16)
+    stored.save_pretrained(tmp_path / "bf16")
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path / "bf16")
+    small = {"model_name_or_path": str(tmp_path / "bf16"), "dtype": "auto", "learning_rate": 1e-5, "bf16": False}
+    run = train(Recipe(**settings | small | {"method": "full"}))
+    before, after = stored.lm_head.weight.float(), AutoModelForCausalLM.from_pretrained(run.model).lm_head.weight
+    assert after.dtype == torch.float32
+    # A step of 1e-5 is lost in bfloat16 wherever a weight is over 4e-3.
+    assert (after != before).float().mean() > 0.9
+    tuned = load_tuned(run.path)
+    assert tuned.model.dtype == tuned.base_model.dtype == torch.float32
+    run = train(Recipe(**settings | small), overwrite=True)
+    assert load_tuned(run.path).model.dtype == torch.bfloat16
+
+
 def test_the_run_folder_tells_what_was_done(settings):
     console = Console(record=True, width=150, force_terminal=False)
     run = train(Recipe(**settings), console=console)
@@ -67,6 +85,14 @@ def test_the_run_folder_tells_what_was_done(settings):
         "recipe.yaml", "provenance.json", "metrics.jsonl", "README.md", "adapter",
         "adapter_config.json", "adapter_model.safetensors",
     }  # fmt: skip
+
+
+def test_one_logged_loss_is_shown_once(settings):
+    console = Console(record=True, width=150, force_terminal=False)
+    run = train(Recipe(**settings | {"max_steps": 1}), console=console)
+    (loss,) = [record["loss"] for record in read_metrics(run.metrics_file) if "loss" in record]
+    row = next(line for line in console.export_text().splitlines() if "train loss" in line)
+    assert row.count(f"{loss:.4f}") == 1 and "at last" not in row
 
 
 def test_a_quiet_run_prints_nothing(settings, capfd, recwarn):
@@ -105,6 +131,14 @@ def test_a_given_set_is_used_for_validation(settings, pairs):
     run = train(Recipe(**settings | {"eval_dataset": str(pairs)}))
     assert any("eval_loss" in record for record in read_metrics(run.metrics_file))
     assert run.provenance()["data"]["eval_dataset"]["rows"] == 24
+
+
+def test_the_slice_of_the_training_rows_does_not_cut_the_validation_set(settings, pairs):
+    sliced = settings | {"eval_dataset": str(pairs), "dataset_split": "train[4:12]"}
+    rows = train(Recipe(**sliced)).provenance()["data"]
+    assert (rows["dataset"]["rows"], rows["eval_dataset"]["rows"]) == (8, 24)
+    rows = train(Recipe(**sliced | {"eval_split": "train[:5]"}), overwrite=True).provenance()["data"]
+    assert (rows["dataset"]["rows"], rows["eval_dataset"]["rows"]) == (8, 5)
 
 
 def test_tensorboard_is_written_only_when_asked(settings):

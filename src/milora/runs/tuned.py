@@ -68,7 +68,7 @@ def _of_run(run: RunFolder, base: str | None, dtype: str | None, device: str | N
     recipe = run.recipe()
     base = base or recipe.model_name_or_path
     settings: dict[str, Any] = {
-        "dtype": dtype or recipe.dtype,
+        "dtype": dtype or recipe.base_dtype,
         "device": device or recipe.device,
         "trust_remote_code": recipe.trust_remote_code,
     }

@@ -28,13 +28,19 @@ def facts(trainer: Any, run: RunFolder, record: dict[str, Any], seconds: float) 
     trainable, total = record["trainable_parameters"], record["parameters"]
     rows = {
         "steps": f"{state.global_step} ({state.epoch or 0:.2f} epochs)",
-        "train loss": f"{losses[0]:.4f} at first, {losses[-1]:.4f} at last" if losses else "not logged",
+        "train loss": _train_loss(losses),
         "eval loss": _eval_loss(trainer),
         "trainable numbers": f"{trainable:,} of {total:,} ({trainable / total:.3%})",
         "time": f"{seconds // 60:.0f} min {seconds % 60:.0f} s",
         "folder": str(run.path),
     }
     return {name: value for name, value in rows.items() if value}
+
+
+def _train_loss(losses: list[float]) -> str:
+    if len(losses) < 2:
+        return f"{losses[0]:.4f}" if losses else "not logged"
+    return f"{losses[0]:.4f} at first, {losses[-1]:.4f} at last"
 
 
 def _eval_loss(trainer: Any) -> str:

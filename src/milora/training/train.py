@@ -107,7 +107,7 @@ def _load_model(recipe: Recipe, console: Console) -> Any:
     with console.status(f"loading {recipe.model_name_or_path}"):
         return load_model(
             recipe.model_name_or_path,
-            dtype=recipe.dtype,
+            dtype=recipe.base_dtype,
             device=recipe.device,
             trust_remote_code=recipe.trust_remote_code,
             gguf_file=recipe.gguf_file,
@@ -120,17 +120,17 @@ def _load_data(recipe: Recipe, tokenizer: Any, model: Any, console: Console) -> 
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     lengths: dict[str, Lengths] = {}
 
-    def read(key: str, dataset: str, limit: int | None) -> tuple[Dataset, Dataset]:
+    def read(key: str, dataset: str, split: str, limit: int | None) -> tuple[Dataset, Dataset]:
         examples = load_examples(
             dataset,
             format=recipe.dataset_format,
-            split=recipe.dataset_split,
+            split=split,
             template=recipe.prompt_template,
             limit=limit,
             seed=recipe.seed,
             empty_rows=recipe.empty_rows,
         )
-        # Before the split, so that an error can name the row of the file.
+        # Before validation rows are split off, so that an error can number a row among all that were drawn.
         rows, lengths[key] = tokenise(
             examples,
             tokenizer,
@@ -145,9 +145,9 @@ def _load_data(recipe: Recipe, tokenizer: Any, model: Any, console: Console) -> 
         return examples, rows
 
     with console.status(f"reading {recipe.dataset}"):
-        examples, rows = read("dataset", recipe.dataset, recipe.dataset_limit)
+        examples, rows = read("dataset", recipe.dataset, recipe.dataset_split, recipe.dataset_limit)
         if recipe.eval_dataset:
-            validation = read("eval_dataset", recipe.eval_dataset, None)[1]
+            validation = read("eval_dataset", recipe.eval_dataset, recipe.eval_split, None)[1]
         else:
             rows, validation = split_validation(rows, recipe.val_set_size, recipe.seed)
         return Data(rows, validation, lengths, data_hash(examples))
