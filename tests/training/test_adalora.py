@@ -120,3 +120,14 @@ def test_the_schedule_is_scaled_to_the_run():
         schedule(1000, 8, {"init_r": 8})
     with pytest.raises(MiloraError, match="got tinit 50, tfinal 50 and 100 steps"):
         schedule(100, 8, {"tinit": 50, "tfinal": 50})
+
+
+@pytest.mark.parametrize(("steps", "given"), [(1, {}), (4, {"tfinal": 3})])
+def test_an_allocation_without_an_importance_before_it_is_refused(budget, steps, given):
+    short = Recipe(**budget | {"max_steps": steps, "method_settings": given})
+    with pytest.raises(MiloraError, match=rf"and {steps} steps, allowed .* tfinal \+ 2 <= steps"):
+        train(short)
+
+
+def test_the_shortest_run_trains(budget):
+    assert train(Recipe(**budget | {"max_steps": 2, "method_settings": {}})).own_adapter()

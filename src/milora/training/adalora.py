@@ -55,10 +55,11 @@ def schedule(total_step: int, r: int, given: Mapping[str, Any]) -> dict[str, Any
         raise MiloraError(
             f"adalora: got init_r {settings['init_r']} and target_r {target_r}, allowed init_r > target_r >= 1"
         )
-    if between < 1 or settings["tinit"] < 0 or settings["tfinal"] < 0:
+    # The last allocation is at step total_step - tfinal and goes by the importances of the steps before it.
+    if between < 1 or total_step - settings["tfinal"] < 2 or settings["tinit"] < 0 or settings["tfinal"] < 0:
         raise MiloraError(
             f"adalora: got tinit {settings['tinit']}, tfinal {settings['tfinal']} and {total_step} steps, "
-            "allowed tinit + tfinal < steps"
+            "allowed tinit + tfinal < steps and tfinal + 2 <= steps"
         )
     return settings
 
