@@ -137,6 +137,27 @@ def checkpoints(tiny_llama, pairs, tmp_path_factory):
     return folders
 
 
+@pytest.mark.parametrize("length", [{"max_steps": 4}, {"max_steps": -1, "num_train_epochs": 0.6}])
+@pytest.mark.parametrize("method", ["milora", "adalora", "full"])
+def test_a_run_that_was_stopped_after_its_last_step_trains_no_further(settings, method, length):
+    settings |= {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant", "method": method}
+    run = train(Recipe(**settings | length))
+    steps = [2, 4]
+    assert [int(p.name.split("-")[1]) for p in run.checkpoints()] == steps
+    file = run.model / "model.safetensors" if method == "full" else run.own_adapter() / "adapter_model.safetensors"
+    configuration = file.with_name("config.json" if method == "full" else "adapter_config.json")
+    whole, described = load_file(file), json.loads(configuration.read_text())
+    records = read_metrics(run.metrics_file)
+    for folder in (run.adapter, run.model):
+        shutil.rmtree(folder, ignore_errors=True)
+    file.unlink(missing_ok=True)
+    train(Recipe(**settings | length), resume=True)
+    assert same(load_file(file), whole)
+    assert json.loads(configuration.read_text()) == described
+    assert [int(p.name.split("-")[1]) for p in run.checkpoints()] == steps
+    assert read_metrics(run.metrics_file) == records
+
+
 def test_resume_needs_the_same_recipe_and_a_run(settings):
     with pytest.raises(MiloraError, match="holds no run"):
         train(Recipe(**settings), resume=True)
@@ -180,3 +201,9 @@ def test_the_best_checkpoint_is_what_is_kept(settings, tmp_path, method, rate):
     kept = load_file(run.model / name) if method == "full" else final(run)
     assert same(kept, load_file(run.path / f"checkpoint-{best}" / name))
     assert not same(kept, load_file(run.path / "checkpoint-12" / name))
+    # Stopped after its last checkpoint, it ends in the best one too.
+    saved = (run.model if method == "full" else run.own_adapter()) / name
+    saved.unlink()
+    train(Recipe(**settings), resume=True)
+    assert same(load_file(saved), kept)
+    assert len(run.checkpoints()) == 12

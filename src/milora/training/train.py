@@ -194,7 +194,8 @@ def _fit(trainer: RunTrainer, run: RunFolder, recipe: Recipe, checkpoint: Path |
     for callback in (MetricsWriter(run.append_metric), line, StopOnNonFiniteLoss()):
         trainer.add_callback(callback)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint is None or not trainer.finish_from(checkpoint):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         _evaluate_at_end(trainer)
     finally:
         line.close()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -52,6 +53,29 @@ class RunTrainer(SFTTrainer):
             if self.args.should_save:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
+
+    def finish_from(self, checkpoint: Path) -> bool:
+        """Take the end of training from a checkpoint of the last step: ``train`` would make one step more.
+
+        Args:
+            checkpoint: a complete checkpoint folder.
+
+        Returns:
+            False, and nothing is touched, if there are steps left to train.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step < state.max_steps:
+            return False
+        state.is_world_process_zero = self.is_world_process_zero()
+        state.is_local_process_zero = self.is_local_process_zero()
+        self.state = state
+        self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        self._load_from_checkpoint(str(checkpoint))
+        best = state.best_model_checkpoint
+        if self.args.load_best_model_at_end and best is not None and Path(best).is_dir():
+            self._load_best_model()
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        return True
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.uses_adalora:
