@@ -7,10 +7,18 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from adapters.steps import adapt, logits, train_steps
-from milora.adapters import SpectralConfig, SpectralLinear, attach, export_lora, load_adapter, peft_config
+from milora.adapters import (
+    SpectralConfig,
+    SpectralLinear,
+    attach,
+    export_lora,
+    load_adapter,
+    merge_adapter,
+    peft_config,
+)
 from milora.errors import MiloraError
 
 
@@ -41,6 +49,11 @@ def test_ranks_and_alphas_by_pattern(base, ids, tmp_path):
         ({"method": "milra"}, "did you mean 'milora'"),
         ({"r": 0}, "r: got 0"),
         ({"r": 200}, "got 200 for model.layers.0.self_attn.q_proj .64 x 64., allowed 1 to 64"),
+        ({"r": 4.0}, "r: got 4.0, allowed a whole number"),
+        ({"lora_alpha": 0}, "lora_alpha: got 0, allowed a number above 0"),
+        ({"lora_alpha": -8}, "lora_alpha: got -8"),
+        ({"alpha_pattern": {"q_proj": 0}}, "alpha_pattern.'q_proj'.: got 0"),
+        ({"rank_pattern": {"q_proj": 0}}, "rank_pattern.'q_proj'.: got 0"),
         ({"lora_dropout": 1.0}, "lora_dropout: got 1.0"),
         ({"target_modules": ["qproj"]}, "matches nothing, allowed e.g. .*q_proj"),
         ({"rank_pattern": {"nosuch": 4}}, "rank_pattern: 'nosuch' matches none"),
@@ -169,11 +182,11 @@ def test_an_export_names_a_base_that_fits(saved, tiny_llama, tmp_path):
     torch.manual_seed(0)
     GPT2LMHeadModel(GPT2Config(vocab_size=260, n_embd=32, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
     with pytest.raises(MiloraError, match=r"has no layer model\.layers\.0"):
-        export_lora(saved[0], str(tmp_path / "gpt2"), tmp_path / "out")
+        export_lora(saved[0], str(tmp_path / "gpt2"), tmp_path / "out", check_base=True)
     with pytest.raises(MiloraError, match="does not exist"):
-        export_lora(saved[0], str(tmp_path / "nosuch"), tmp_path / "out")
+        export_lora(saved[0], str(tmp_path / "nosuch"), tmp_path / "out", check_base=True)
     assert not (tmp_path / "out").exists()
-    export_lora(saved[0], str(tiny_llama), tmp_path / "out")
+    export_lora(saved[0], str(tiny_llama), tmp_path / "out", check_base=True)
 
 
 def test_names_per_sample_are_refused_not_ignored(base, ids):
@@ -212,8 +225,6 @@ def test_a_configuration_without_its_weights_does_not_pass_for_an_adapter(base, 
 
 
 def test_auto_model_loads_it_from_the_name_of_its_base(tiny_llama, ids, tmp_path):
-    from transformers import AutoModelForCausalLM
-
     model = adapt(AutoModelForCausalLM.from_pretrained(tiny_llama), "milora")
     train_steps(model, ids)
     model.save_pretrained(tmp_path)
@@ -277,3 +288,63 @@ def test_a_layer_that_is_not_linear_inside_a_plain_module_is_named():
     model.add_module("second", nn.Conv2d(3, 3, 1))
     with pytest.raises(MiloraError, match="second is a Conv2d"):
         get_peft_model(model, SpectralConfig(r=2, target_modules=["first", "second"]))
+
+
+def test_a_flag_for_transposed_weights_does_not_transpose_a_linear_layer(base, ids):
+    plain, flagged = adapt(base(), "milora"), adapt(base(), "milora", fan_in_fan_out=True)
+    name = "base_model.model.model.layers.0.self_attn.v_proj"
+    assert torch.equal(
+        plain.get_submodule(name).spectral_L0["default"], flagged.get_submodule(name).spectral_L0["default"]
+    )
+
+
+def test_a_merged_model_that_is_cast_unmerges_in_its_new_dtype(base, ids):
+    model = adapt(base(), "milora")
+    train_steps(model, ids)
+    model.merge_adapter()
+    model.to(torch.bfloat16)
+    model.unmerge_adapter()
+    weight = model.get_submodule("base_model.model.model.layers.0.self_attn.v_proj").base_layer.weight
+    assert torch.equal(weight, base(torch.bfloat16).model.layers[0].self_attn.v_proj.weight)
+
+
+def test_a_safe_merge_looks_at_what_it_writes(base):
+    model = adapt(base(torch.float16), "milora")
+    layer = model.get_submodule("base_model.model.model.layers.0.self_attn.v_proj")
+    layer.spectral_dR["default"].data += 1e6  # finite in float32, infinite in float16
+    with pytest.raises(MiloraError, match="NaN or Inf"):
+        model.merge_adapter(safe_merge=True)
+
+
+def test_frozen_factors_stay_frozen_on_another_device(base):
+    model = adapt(base(), "milora")
+    layer = model.get_submodule("base_model.model.model.layers.0.self_attn.v_proj")
+    layer._move_adapter_to_device_of_base_layer("default", torch.device("meta"))
+    wanted = {"spectral_dL": True, "spectral_dR": True, "spectral_L0": False, "spectral_R0": False}
+    assert {n: getattr(layer, n)["default"].requires_grad for n in wanted} == wanted
+    assert layer.spectral_L0["default"].is_meta
+
+
+def test_another_precision_is_said_to_be_unchecked(base, saved):
+    with pytest.warns(UserWarning, match="made on a bfloat16 base, this one is float16: not compared"):
+        load_adapter(base(torch.float16), saved[0])
+
+
+def test_merging_into_a_tied_weight_is_refused(tiny_llama, tmp_path):
+    config = AutoConfig.from_pretrained(tiny_llama, tie_word_embeddings=True)
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "tied")
+    adapted = adapt(model, "milora", target_modules=["lm_head", "q_proj"])
+    adapted.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(MiloraError, match=r"lm_head shares its weight with model\.embed_tokens"):
+        merge_adapter(tmp_path / "adapter", tmp_path / "tied", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_loaded_adapter_compiles_without_a_graph_break(base, ids, saved):
+    loaded = load_adapter(base(), saved[0])
+    layer = loaded.get_submodule("base_model.model.model.layers.0.self_attn.v_proj")
+    assert layer._awaiting == set()
+    x = torch.randn(3, 64)
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(x), layer(x))

@@ -27,8 +27,9 @@ class SpectralConfig(PeftConfig):
         lora_alpha: s = lora_alpha / r, or lora_alpha / sqrt(r) with `use_rslora`; None means r, the papers' choice.
         lora_dropout: dropout on the input of the bracket, in [0, 1). The start is exact with any dropout.
         use_rslora: s = lora_alpha / sqrt(r).
-        target_modules, exclude_modules, layers_to_transform, layers_pattern, modules_to_save, rank_pattern,
-            alpha_pattern, fan_in_fan_out: as in PEFT's LoraConfig; a pattern that matches nothing is an error.
+        target_modules, exclude_modules, layers_to_transform, layers_pattern, modules_to_save: as in PEFT's LoraConfig.
+        rank_pattern, alpha_pattern: as there; a pattern that matches nothing is an error.
+        fan_in_fan_out: accepted for PEFT's sake; whether a weight is stored (in, out) is read off its layer.
         bias: "none", "all" or "spectral_only".
         components: for random_components, "random" or "middle".
         components_seed: for random_components, the seed of the draw; each layer draws its own from (seed, name).
@@ -72,7 +73,8 @@ class SpectralConfig(PeftConfig):
     def _check_values(self) -> None:
         get_method(self.method)
         problems = [
-            *_refuse(self.r < 1, "r", self.r, "a whole number from 1 on"),
+            *_refuse(not _is_rank(self.r), "r", self.r, "a whole number from 1 on"),
+            *_refuse(not _is_alpha(self.lora_alpha), "lora_alpha", self.lora_alpha, "a number above 0"),
             *_refuse(not 0.0 <= self.lora_dropout < 1.0, "lora_dropout", self.lora_dropout, "0 to less than 1"),
             *_refuse(self.bias not in _BIAS, "bias", self.bias, ", ".join(_BIAS)),
             *_refuse(self.components not in _COMPONENTS, "components", self.components, ", ".join(_COMPONENTS)),
@@ -94,7 +96,8 @@ class SpectralConfig(PeftConfig):
                 self.layers_pattern,
                 "only with layers_to_transform",
             ),
-            *(p for n, r in self.rank_pattern.items() for p in _refuse(r < 1, f"rank_pattern[{n!r}]", r, "1 or more")),
+            *(_pattern_problem("rank_pattern", n, r) for n, r in self.rank_pattern.items() if not _is_rank(r)),
+            *(_pattern_problem("alpha_pattern", n, a) for n, a in self.alpha_pattern.items() if not _is_alpha(a)),
         ]
         if problems:
             raise MiloraError("; ".join(problems))
@@ -128,3 +131,16 @@ def matching_pattern(patterns: Iterable[str], module: str) -> str | None:
 
 def _refuse(wrong: bool, name: str, got: object, allowed: str) -> list[str]:
     return [f"{name}: got {got!r}, allowed {allowed}"] if wrong else []
+
+
+def _pattern_problem(name: str, pattern: str, got: object) -> str:
+    allowed = "a whole number from 1 on" if name == "rank_pattern" else "a number above 0"
+    return f"{name}[{pattern!r}]: got {got!r}, allowed {allowed}"
+
+
+def _is_rank(r: object) -> bool:
+    return isinstance(r, int) and not isinstance(r, bool) and r >= 1
+
+
+def _is_alpha(alpha: object) -> bool:
+    return alpha is None or (isinstance(alpha, int | float) and 0 < alpha < float("inf"))

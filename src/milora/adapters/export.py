@@ -30,7 +30,12 @@ _INSIDE = "base_model.model."
 
 
 def export_lora(
-    adapter: str | Path, model_name_or_path: str | None, output: str | Path, *, overwrite: bool = False
+    adapter: str | Path,
+    model_name_or_path: str | None,
+    output: str | Path,
+    *,
+    overwrite: bool = False,
+    check_base: bool = False,
 ) -> Path:
     """Write a saved spectral adapter as a plain LoRA adapter.
 
@@ -39,12 +44,13 @@ def export_lora(
         model_name_or_path: the base that the export's configuration names; None keeps the adapter's own.
         output: the folder to write.
         overwrite: replace the folder if it stands.
+        check_base: compare the layers and shapes of a local base with the adapter's first.
 
     Returns:
         `output`.
 
     Raises:
-        MiloraError: no spectral adapter there, or `output` exists.
+        MiloraError: no spectral adapter there, `output` exists, or the base has other layers.
     """
     folder, target = Path(adapter).expanduser(), Path(output).expanduser()
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]) and not overwrite:
@@ -55,7 +61,7 @@ def export_lora(
         kind = type(config).__name__
         raise MiloraError(f"adapter: {folder} holds a {kind}, which PEFT loads as it is; allowed an adapter of milora")
     tensors, rank = lora_tensors(read_weights(folder), config)
-    if model_name_or_path is not None and is_local(model_name_or_path):
+    if check_base and model_name_or_path is not None and is_local(model_name_or_path):
         _check_fits(tensors, model_name_or_path)
     with replacing(target) as temporary:
         temporary.mkdir()
@@ -116,7 +122,6 @@ def _lora_config(config: SpectralConfig, rank: int, model_name_or_path: str | No
         layers_to_transform=config.layers_to_transform,
         layers_pattern=config.layers_pattern,
         modules_to_save=config.modules_to_save,
-        fan_in_fan_out=config.fan_in_fan_out,
         bias="lora_only" if config.bias == "spectral_only" else config.bias,  # pyright: ignore[reportArgumentType]
         task_type=config.task_type,
         base_model_name_or_path=model_name_or_path or config.base_model_name_or_path,

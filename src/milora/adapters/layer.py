@@ -49,7 +49,7 @@ class SpectralLinear(nn.Module, BaseTunerLayer):
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.fan_in_fan_out = config.fan_in_fan_out or isinstance(base_layer, Conv1D)
+        self.fan_in_fan_out = isinstance(base_layer, Conv1D)  # its weight is (in, out)
         self.quantization_backend = quantization_backend or resolve_quantization_backend(base_layer)
         self.in_features, self.out_features = features(base_layer)
         self.spectral_dL = nn.ParameterDict()  # each (out, r), trained
@@ -145,16 +145,22 @@ class SpectralLinear(nn.Module, BaseTunerLayer):
 
     def _confirm_loaded(self, name: str) -> None:
         # L0 spans directions of the output, so that a loaded L0 is never all zero.
-        if not bool(self.spectral_L0[name].any()):
+        if name in self._awaiting and not bool(self.spectral_L0[name].any()):
             raise MiloraError(
                 f"adapter {name!r}: its configuration was read from a saved adapter but its weights were not loaded;"
                 " use PeftModel.from_pretrained, or set base_fingerprint to None to make it anew"
             )
         self._awaiting.discard(name)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # Known here, a loaded adapter needs no look at its values in the first forward pass (nor torch.compile).
+        self._awaiting -= {n for n in self._awaiting if f"{prefix}spectral_L0.{n}" in state_dict}
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     @torch.no_grad()
     def get_delta_weight(self, adapter: str) -> Tensor:  # (out, in), or (in, out) as the base layer stores it
         """s (L R - L0 R0) = s (L dR + dL R0), in the factors' dtype."""
+        self._confirm_loaded(adapter)
         delta = self.spectral_L0[adapter] @ self.spectral_dR[adapter]
         if adapter in self.spectral_dL:
             delta += self.spectral_dL[adapter] @ (self.spectral_dR[adapter] + self.spectral_R0[adapter])
@@ -173,14 +179,15 @@ class SpectralLinear(nn.Module, BaseTunerLayer):
         new = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.spectral_L0]
         if not new:
             return
-        base = self._unmerged_weight if self._unmerged_weight is not None else self.get_base_weight()
+        base = self._stashed() if self._unmerged_weight is not None else self.get_base_weight()
         merged = base.to(torch.promote_types(base.dtype, torch.float32))
         for name in [*self.merged_adapters, *new]:
             merged = merged + self.get_delta_weight(name).to(merged.device)
+        merged = merged.to(base.dtype)
         if safe_merge and not bool(torch.isfinite(merged).all()):
             raise MiloraError(f"merge: adapters {', '.join(new)} give NaN or Inf, allowed finite weights")
         self._unmerged_weight = base
-        self.set_base_weight(merged.to(base.dtype))
+        self.set_base_weight(merged)
         self.merged_adapters.extend(new)
 
     @torch.no_grad()
@@ -188,9 +195,15 @@ class SpectralLinear(nn.Module, BaseTunerLayer):
         """Put the unmerged weight back, bit for bit."""
         if self._unmerged_weight is None:
             return
-        self.set_base_weight(self._unmerged_weight.to(self.weight.device))
+        self.set_base_weight(self._stashed())
         self._unmerged_weight = None
         self.merged_adapters.clear()
+
+    def _stashed(self) -> Tensor:
+        # The model may have been moved or cast since; `Module.to` does not see a plain attribute.
+        assert self._unmerged_weight is not None
+        dtype = self.weight.dtype if self.quantization_backend is None else self._unmerged_weight.dtype
+        return self._unmerged_weight.to(self.weight.device, dtype)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """True: the bracket is a sum on the weight."""
@@ -202,7 +215,8 @@ class SpectralLinear(nn.Module, BaseTunerLayer):
         for layer_name in self.adapter_layer_names:
             factors = getattr(self, layer_name)
             if adapter_name in factors and not factors[adapter_name].is_meta:
-                factors[adapter_name] = factors[adapter_name].to(target)
+                factor = factors[adapter_name]
+                factors[adapter_name] = nn.Parameter(factor.detach().to(target), requires_grad=factor.requires_grad)
 
     def __repr__(self) -> str:
         return "spectral." + super().__repr__()

@@ -13,6 +13,7 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    AuxiliaryTrainingWrapper,
     resolve_quantization_backend,
 )
 from torch import nn
@@ -70,7 +71,8 @@ class SpectralModel(BaseTuner):
         """The modules that the configuration names, by name."""
         self._prepare_adapter_config(config, self.get_model_config(model))
         _maybe_include_all_linear_layers(config, model)
-        adapted = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, BaseTunerLayer))
+        inside = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+        adapted = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, inside))
         names = [n for n, _ in model.named_modules() if n and not n.startswith(adapted or ("\0",))]
         targets = {n: model.get_submodule(n) for n in names if self._check_target_module_exists(config, n)}
         if not targets:
@@ -172,6 +174,10 @@ def _check_base(targets: dict[str, nn.Module], config: SpectralConfig) -> None:
         raise MiloraError(
             f"adapter: it was made on a base with fingerprint {config.base_fingerprint}, this base has {found};"
             " --force (load_adapter(..., force=True)) loads it all the same"
+        )
+    if config.saved and config.base_precision != here:
+        warnings.warn(
+            f"the adapter was made on a {config.base_precision} base, this one is {here}: not compared", stacklevel=2
         )
     if not config.saved:
         config.base_fingerprint, config.base_precision = found, here

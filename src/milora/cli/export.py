@@ -24,7 +24,7 @@ def export(
     from milora.adapters.export import export_lora
 
     show: Output = context.obj
-    written = export_lora(adapter_folder(adapter), model_name_or_path, output, overwrite=overwrite)
+    written = export_lora(adapter_folder(adapter), model_name_or_path, output, overwrite=overwrite, check_base=True)
     show.result({"output": str(written), "to": to}, f"{written}: written as plain LoRA", essence=str(written))
 
 

@@ -1,7 +1,8 @@
 """Files and folders that are either whole or absent.
 
 Everything is written beside its destination under a temporary name, flushed to the disk and renamed
-over the destination in one step. A crash, a kill or a full disk leaves what stood there before.
+over the destination in one step: a crash, a kill or a full disk leaves what stood there before. A folder that
+replaces a folder takes two renames; between them a kill, and nothing else, leaves the old one under its temporary name.
 """
 
 import errno
@@ -72,7 +73,7 @@ def _swap(temporary: Path, target: Path, scratch: Path) -> None:
     os.rename(target, aside)
     try:
         os.rename(temporary, target)
-    except OSError:
+    except BaseException:
         with suppress(OSError):
             os.rename(aside, target)
         raise
