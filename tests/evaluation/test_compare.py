@@ -86,7 +86,7 @@ def test_base_is_the_model_with_adapters_disabled(lora, tokenizer, tiny_llama, l
     assert written["comparison"] == result["comparison"]
     assert "completions" not in written["base"]
 
-    with pytest.raises(MiloraError, match="exists; set overwrite"):
+    with pytest.raises(MiloraError, match=r"holds results of milora_boolq.*; set overwrite"):
         evaluate_base_and_tuned(lora, tokenizer, tasks, run_folder=tmp_path, **settings)
 
 
@@ -104,6 +104,38 @@ def test_full_fine_tune_takes_a_second_model(tiny_model, tokenizer, tiny_llama, 
     assert logs[0] != logs[1]
     again = evaluate_base_and_tuned(*arguments, base_results=result["base"], data_dir=local_rows)
     assert again["comparison"] == result["comparison"]
+
+
+def _grouped(value, **scores):
+    result = _result(**scores)
+    parts = {task: 1 / len(scores) for task in scores}
+    group = {"task": "g", "metric": "acc", "filter": "none", "value": value, "stderr": None, "n": 4, "version": 1.0}
+    result["scores"].append(group | {"higher_is_better": True, "weights": parts})
+    return result
+
+
+def test_a_group_goes_when_one_of_its_tasks_is_measured_again(tmp_path):
+    base, tuned = _grouped(0.5, a=[1, 0], b=[1, 0]), _grouped(1.0, a=[1, 1], b=[1, 1])
+    folder = tmp_path / "eval"
+    compare_module.write_results(folder, {"comparison": compare(base, tuned), "base": base, "tuned": tuned})
+    assert compare_module.measured_tasks(tmp_path) == {"a", "b", "g"}
+    base, tuned = _result(b=[0, 0]), _result(b=[0, 1])
+    compare_module.write_results(folder, {"comparison": compare(base, tuned), "base": base, "tuned": tuned})
+    written = json.loads((folder / "results.json").read_text())
+    assert [(row["task"], row["tuned"]) for row in written["comparison"]] == [("a", 1.0), ("b", 0.5)]
+    assert [row["task"] for row in written["tuned"]["scores"]] == ["a", "b"]
+
+
+def test_a_group_whose_task_has_results_is_refused(lora, tokenizer, local_rows, tmp_path, monkeypatch):
+    from milora.tasks.commonsense_forms import SETS
+
+    for of in SETS.values():
+        (local_rows / of.files[0]).write_text(json.dumps({"instruction": "?", "answer": of.labels[0]}) + "\n")
+    settings = {"data_dir": local_rows, "run_folder": tmp_path}
+    evaluate_base_and_tuned(lora, tokenizer, "milora_piqa", max_gen_toks=1, **settings)
+    monkeypatch.setattr(compare_module, "evaluate", lambda *_, **__: pytest.fail("a model is run"))
+    with pytest.raises(MiloraError, match="holds results of milora_piqa; set overwrite"):
+        evaluate_base_and_tuned(lora, tokenizer, "milora_commonsense", **settings)
 
 
 def test_a_failed_write_leaves_the_old_results(tmp_path, monkeypatch):

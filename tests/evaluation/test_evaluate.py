@@ -172,6 +172,7 @@ BAD = [
     ({"tasks": "milora_boolq", "batch_size": 0}, "batch_size: got 0"),
     ({"tasks": "milora_gsm8k"}, "milora_gsm8k: max_gen_toks 1024 leaves no room .* of 512 tokens"),
     ({"tasks": "milora_piqa"}, "milora_piqa: no data in"),
+    ({"tasks": "milora_questions", "num_fewshot": 5}, "num_fewshot: got 5, allowed 0 for milora_questions"),
 ]
 
 
@@ -180,6 +181,23 @@ def test_wrong_calls_are_one_line(tiny_model, tokenizer, local_rows, arguments, 
     with pytest.raises(MiloraError, match=message) as caught:
         evaluate(tiny_model, tokenizer, **{"data_dir": local_rows} | arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("raised", [ConnectionError("no route\nto the hub"), ValueError("no cached copy")])
+def test_a_task_whose_data_cannot_be_had_is_one_line(tiny_model, tokenizer, tmp_path, monkeypatch, raised):
+    import datasets
+
+    (tmp_path / "far.yaml").write_text(
+        "task: milora_far\ndataset_path: nobody/nothing\noutput_type: loglikelihood\ntest_split: test\n"
+        "doc_to_text: '{{q}}'\ndoc_to_target: '{{t}}'\nmetric_list: [{metric: acc}]\n"
+    )
+
+    def refuse(*_, **__):
+        raise raised
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(MiloraError, match=r"tasks: milora_far cannot be loaded \(no (route|cached copy)\)"):
+        evaluate(tiny_model, tokenizer, "milora_far", include_path=tmp_path)
 
 
 @pytest.mark.slow

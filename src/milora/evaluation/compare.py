@@ -11,15 +11,17 @@ difference is the weighted sum of its tasks' differences, its error sqrt(sum_t (
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from milora.errors import MiloraError
-from milora.evaluation.evaluate import evaluate
+from milora.evaluation.evaluate import evaluate, task_names
 from milora.evaluation.records import Record
 from milora.models.atomic import write_text
+
+SIDES = ("base", "tuned")
 
 
 def evaluate_base_and_tuned(
@@ -42,8 +44,8 @@ def evaluate_base_and_tuned(
         base_model: the base of a full fine-tune, which has no adapter to disable.
         base_results: an earlier ``evaluate`` of the base with the same settings, instead of running it.
         run_folder: where to write ``eval/<task>.base.jsonl``, ``eval/<task>.tuned.jsonl`` (completions)
-            and ``eval/results.json`` (everything else).
-        overwrite: replace results that lie there.
+            and ``eval/results.json`` (everything else), beside the results of other tasks.
+        overwrite: replace results of the same tasks that lie there.
         settings: of :func:`milora.evaluation.evaluate`.
 
     Returns:
@@ -52,12 +54,13 @@ def evaluate_base_and_tuned(
         base, tuned: what ``evaluate`` returns.
 
     Raises:
-        MiloraError: no way to the base model, results that lie there already, or what ``evaluate`` raises.
+        MiloraError: no way to the base model, results of a task that lie there already, or what ``evaluate`` raises.
     """
     if base_model is None and base_results is None and not hasattr(model, "disable_adapter"):
         raise MiloraError("evaluation: the model has no adapter to disable; pass its base as base_model")
-    if run_folder is not None and not overwrite and (results := _results_file(run_folder)).exists():
-        raise MiloraError(f"evaluation: {results} exists; set overwrite to replace it")
+    if run_folder is not None and not overwrite and measured_tasks(run_folder):
+        where = {name: settings.get(name) for name in ("data_dir", "include_path")}
+        refuse_measured(run_folder, task_names(tasks, **where))
     if base_results is None:
         base_context = nullcontext() if base_model is not None else model.disable_adapter()
         with base_context:
@@ -65,7 +68,7 @@ def evaluate_base_and_tuned(
     tuned = evaluate(model, tokenizer, tasks, **settings)
     result = {"comparison": compare(base_results, tuned), "base": dict(base_results), "tuned": tuned}
     if run_folder is not None:
-        write_results(run_folder, result)
+        write_results(Path(run_folder) / "eval", result)
     return result
 
 
@@ -129,23 +132,61 @@ def _group_stderr(group: Record, rows: list[Record]) -> float | None:
     return math.sqrt(sum((weight * error) ** 2 for weight, error in parts))
 
 
-def _results_file(run_folder: str | os.PathLike[str]) -> Path:
-    return Path(run_folder) / "eval" / "results.json"
+def measured_tasks(run_folder: str | os.PathLike[str]) -> set[str]:
+    """The tasks and groups whose results lie in ``eval/`` of a run folder."""
+    return {row["task"] for row in _read(Path(run_folder) / "eval" / "results.json").get("comparison", [])}
 
 
-def write_results(run_folder: str | os.PathLike[str], result: Mapping[str, Any]) -> Path:
-    """Write a result of ``evaluate_base_and_tuned`` into ``eval/`` of a run folder, each file atomically.
+def refuse_measured(run_folder: str | os.PathLike[str], names: Iterable[str]) -> None:
+    """Raise a MiloraError if results of one of these tasks or groups lie in ``eval/`` of a run folder."""
+    if found := sorted(measured_tasks(run_folder) & set(names)):
+        file = Path(run_folder) / "eval" / "results.json"
+        raise MiloraError(f"evaluation: {file} holds results of {', '.join(found)}; set overwrite to replace them")
+
+
+def write_results(folder: str | os.PathLike[str], result: Mapping[str, Any]) -> Path:
+    """Write a result into a folder, each file atomically; results of other tasks that lie there stay.
+
+    Args:
+        folder: takes ``<task>.base.jsonl`` and ``<task>.tuned.jsonl``, or ``<task>.jsonl`` of a single model.
+        result: of ``evaluate_base_and_tuned`` or ``evaluate``.
 
     Returns:
-        The path of ``results.json``, which is written last, so that it stands only beside its completions.
+        The path of ``results.json``, which is written last, so that it stands only beside its completions. Its
+        settings are by task.
     """
-    target = _results_file(run_folder)
-    for side in ("base", "tuned"):
-        for task, records in result[side]["completions"].items():
+    target = Path(folder) / "results.json"
+    sides = {f".{side}": result[side] for side in SIDES} if "comparison" in result else {"": result}
+    for side, part in sides.items():
+        for task, records in part["completions"].items():
             lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-            write_text(target.parent / f"{task}.{side}.jsonl", lines)
-    summary = {"comparison": result["comparison"]}
-    for side in ("base", "tuned"):
-        summary[side] = {name: part for name, part in result[side].items() if name != "completions"}
+            write_text(target.parent / f"{task}{side}.jsonl", lines)
+    summary = _merged(_read(target), result) if "comparison" in result else _summary(result)
     write_text(target, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     return target
+
+
+def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
+    by_task = {"settings": {task: result["settings"] for task in result["completions"]}} if "settings" in result else {}
+    return {name: part for name, part in result.items() if name != "completions"} | by_task
+
+
+def _merged(old: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """The results of a folder after new ones: rows of other tasks stay, as do groups without a measured task."""
+    measured = {row["task"] for row in result["comparison"]}
+    gone = {row["task"] for row in old.get("base", {}).get("scores", []) if measured & set(row.get("weights", ()))}
+    gone |= measured
+
+    def rows(before: list[Record], now: list[Record]) -> list[Record]:
+        return [row for row in before if row["task"] not in gone] + list(now)
+
+    merged: dict[str, Any] = {"comparison": rows(old.get("comparison", []), result["comparison"])}
+    for side in SIDES:
+        before, now = old.get(side, {}), _summary(result[side])
+        merged[side] = {name: {**before.get(name, {}), **part} for name, part in now.items() if name != "scores"}
+        merged[side] |= {"scores": rows(before.get("scores", []), now["scores"])}
+    return merged
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -64,7 +64,8 @@ def evaluate(
         settings: what was asked, and the harness's version.
 
     Raises:
-        MiloraError: an unknown task, bad local data, no chat template, or no room for the new tokens.
+        MiloraError: an unknown task, data that cannot be had or is bad, no chat template, examples asked of a task
+            that allows none, or no room for the new tokens.
     """
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     settings = _check_settings(names, limit, batch_size, apply_chat_template, tokenizer)
@@ -84,6 +85,17 @@ def evaluate(
         "truncated": {name: len(lm.truncated[name]) for name in loaded["tasks"]},
         "settings": settings | {"lm_eval_version": _harness_version()},
     }
+
+
+def task_names(tasks: str | Sequence[str], *, data_dir: Any = None, include_path: Any = None) -> set[str]:
+    """The names of tasks and groups that a request stands for: a group is itself and its tasks.
+
+    Raises:
+        MiloraError: as :func:`evaluate`.
+    """
+    with _quiet_harness():
+        loaded = _load_tasks([tasks] if isinstance(tasks, str) else list(tasks), data_dir, include_path)
+    return {*loaded["groups"], *loaded["tasks"]}
 
 
 def _check_settings(
@@ -106,6 +118,7 @@ def _check_settings(
 
 
 def _load_tasks(names: list[str], data_dir: Any, include_path: Any) -> dict[str, Any]:
+    from datasets.exceptions import DatasetsError
     from lm_eval.tasks import TaskManager
 
     metadata = {"data_dir": os.fspath(data_dir)} if data_dir else None
@@ -122,10 +135,13 @@ def _load_tasks(names: list[str], data_dir: Any, include_path: Any) -> dict[str,
             raise MiloraError(f"tasks: unknown task {name!r}{hint}")
     try:
         return {"groups": {}, **manager.load(list(dict.fromkeys(names)))}
-    except ValueError as error:
-        if isinstance(error, MiloraError) or not str(error).startswith("Duplicate task"):
-            raise
-        raise MiloraError(f"tasks: {error}; name the group or its task, not both") from error
+    except MiloraError:
+        raise
+    except (OSError, ValueError, DatasetsError) as error:
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if line.startswith("Duplicate task"):
+            raise MiloraError(f"tasks: {line}; name the group or its task, not both") from error
+        raise MiloraError(f"tasks: {', '.join(names)} cannot be loaded ({line})") from error
 
 
 def _configure(name: str, task: Any, overrides: dict[str, Any], num_fewshot: int | None, seed: int, lm: Any) -> None:
@@ -139,7 +155,9 @@ def _configure(name: str, task: Any, overrides: dict[str, Any], num_fewshot: int
             room = f"no room in the model's context of {lm.max_length} tokens"
             raise MiloraError(f"{name}: max_gen_toks {asked} leaves {room}; set a smaller max_gen_toks")
     fixed = task.get_config("num_fewshot")
-    if fixed is None or (num_fewshot is not None and fixed != 0):
+    if fixed == 0 and num_fewshot:
+        raise MiloraError(f"num_fewshot: got {num_fewshot}, allowed 0 for {name}, whose prompt holds no examples")
+    if fixed is None or num_fewshot is not None:
         task.set_config(key="num_fewshot", value=num_fewshot or 0)
     task.set_fewshot_seed(seed=seed)
 
