@@ -82,6 +82,12 @@ def test_methods_with_and_without_a_model(tiny_llama: Path, capsys: pytest.Captu
     assert trainable["milora"] == trainable["lora"] == sum(4 * (out + in_) for out, in_ in shapes)
     assert trainable["mica"] == sum(4 * in_ for _, in_ in shapes)
     assert trainable["dora"] == trainable["lora"] + sum(out for out, _ in shapes)
+    wide = call(capsys, "methods", "--model_name_or_path", tiny_llama, "--lora_r", 40)  # over the 32 rows of k and v
+    assert [e["method"] for e in wide if e["trainable"] is None] == ["mica", "milora", "pissa", "random_components"]
+    assert [e["method"] for e in wide if e["share"] is None] == ["mica", "milora", "pissa", "random_components"]
+    assert main(["methods", "--model_name_or_path", str(tiny_llama), "--lora_r", "40"]) == 0
+    milora = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("milora"))
+    assert milora.split()[1:3] == ["-", "-"]
     absent = refused(capsys, "methods", "--model_name_or_path", "no/such/folder/here")
     assert "model_name_or_path: got 'no/such/folder/here'" in absent
 
@@ -134,7 +140,7 @@ def test_a_full_fine_tune_is_compared_with_its_base(
     assert {row["n"] for row in compared} == {6}
     assert (run / "eval" / "milora_questions.base.jsonl").is_file()
     assert "milora_questions" in (run / "README.md").read_text(encoding="utf-8")
-    assert "exists" in refused(capsys, "eval", run, *told)
+    assert "holds results of milora_questions" in refused(capsys, "eval", run, *told)
     assert "--tasks: got none" in refused(capsys, "eval", run)
     alone = call(capsys, "eval", run / "model", *told)["scores"]
     assert [row["value"] for row in alone] == [row["tuned"] for row in compared]

@@ -8,6 +8,7 @@ import typer
 from milora.cli.output import Output, table
 from milora.cli.progress import progress
 
+SIDES = ["base", "tuned", "difference"]
 Subject = Annotated[str, typer.Argument(help="A run folder, an adapter's folder, or a model.")]
 AdapterBase = Annotated[
     str | None,
@@ -49,45 +50,93 @@ def evaluate(
     dtype: Dtype = None,
     device: Device = None,
     force: Force = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results in the run.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="A folder for results and completions, in place of the run's.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace these tasks' results in the run, or the folder at --output.")
+    ] = False,
 ) -> None:
     """Evaluate a run, an adapter or a model. A run keeps its results and every completion in its folder."""
     from milora.runs.tuned import load_tuned
 
-    output: Output = context.obj
+    screen: Output = context.obj
     settings = {
         "limit": _whole(limit), "batch_size": batch_size, "data_dir": data_dir, "num_fewshot": num_fewshot,
         "max_gen_toks": max_gen_toks, "apply_chat_template": apply_chat_template, "seed": seed,
         "gen_kwargs": _pairs(gen_kwargs), "include_path": include_path,
     }  # fmt: skip
     names, settings = _with_recipe(run_or_model, tasks, settings)
+    _refuse_existing(run_or_model, names, output, overwrite)
     tuned = load_tuned(run_or_model, model_name_or_path=model_name_or_path, dtype=dtype, device=device, force=force)
-    with progress(output) as show:
-        _evaluate(output, tuned, names, overwrite, settings | {"progress": show})
+    run = tuned.run if output is None else None
+    with progress(screen) as show:
+        record = _evaluate(tuned, names, run, overwrite, settings | {"progress": show})
+    _note_truncated(screen, record)
+    written = _write(record, run, output)
+    if run:
+        record = run.results()["eval"]
+    single = "comparison" not in record
+    human = _table(record["scores"], ["value"]) if single else _table(record["comparison"], SIDES)
+    screen.result(record, human, essence=str(written or ""))
 
 
-def _evaluate(output: Output, tuned: Any, names: list[str], overwrite: bool, settings: dict[str, Any]) -> None:
+def _refuse_existing(path: str, names: list[str], output: Path | None, overwrite: bool) -> None:
+    """Find out before a model is loaded whether the results would have no place."""
+    from milora.errors import MiloraError
+    from milora.evaluation import refuse_measured
+    from milora.runs import RunFolder
+
+    if output is None:
+        if RunFolder(path).holds_run and not overwrite:
+            refuse_measured(path, names)
+        return
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not (output / "results.json").is_file():
+        raise MiloraError(f"output: {output} exists and holds no results, allowed a new folder")
+    if not overwrite:
+        raise MiloraError(f"output: {output} exists, allowed a new folder, or --overwrite")
+
+
+def _evaluate(tuned: Any, names: list[str], run: Any, overwrite: bool, settings: dict[str, Any]) -> dict[str, Any]:
     from milora import evaluation
-    from milora.runs import refresh_card
 
     if not tuned.has_base:
-        record = evaluation.evaluate(tuned.model, tuned.tokenizer, names, **settings)
-        output.result(record, _table(record["scores"], ["value"]))
-        return
-    record = evaluation.evaluate_base_and_tuned(
+        return evaluation.evaluate(tuned.model, tuned.tokenizer, names, **settings)
+    return evaluation.evaluate_base_and_tuned(
         tuned.model,
         tuned.tokenizer,
         names,
         base_model=tuned.base_model,
-        run_folder=tuned.run and tuned.run.path,
+        run_folder=run and run.path,
         overwrite=overwrite,
         **settings,
     )
-    if tuned.run:
-        refresh_card(tuned.run)
-        record = tuned.run.results()["eval"]
-    essence = str(tuned.run.eval_results_file) if tuned.run else ""
-    output.result(record, _table(record["comparison"], ["base", "tuned", "difference"]), essence=essence)
+
+
+def _note_truncated(screen: Output, record: dict[str, Any]) -> None:
+    side = record.get("tuned", record)
+    for task, count in side["truncated"].items():
+        if count:
+            of = f"{count} of {len(side['completions'][task])} rows"
+            screen.note(f"{task}: in {of} the prompt does not fit the model's context and lost its beginning")
+
+
+def _write(record: dict[str, Any], run: Any, output: Path | None) -> Path | None:
+    """Bring the run's card up to date, or write --output as a whole; returns where the results lie."""
+    from milora.evaluation import write_results
+    from milora.models.atomic import replacing
+    from milora.runs import refresh_card
+
+    if run:
+        refresh_card(run)
+        return run.eval_results_file
+    if output is None:
+        return None
+    with replacing(output) as temporary:
+        write_results(temporary, record)
+    return output / "results.json"
 
 
 def _with_recipe(path: str, tasks: str | None, settings: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:

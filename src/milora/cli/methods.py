@@ -31,14 +31,16 @@ def methods(
         return
     counts = _counts(model_name_or_path, lora_r, target_modules)
     record = [
-        {"method": name, "equation": equation, "trainable": counts[name], "share": counts[name] / counts[FULL]}
+        {"method": name, "equation": equation, "trainable": count, "share": count and count / (counts[FULL] or 1)}
         for name, equation in equations.items()
+        for count in [counts[name]]
     ]
-    rows = [[r["method"], r["trainable"], f"{r['share']:.3%}", r["equation"]] for r in record]
+    rows = [[r["method"], r["trainable"], f"{r['share']:.3%}" if r["share"] else None, r["equation"]] for r in record]
     output.result(record, table(["method", f"trainable, r = {lora_r}", "share", "equation"], rows))
 
 
-def _counts(model_name_or_path: str, r: int, target_modules: str) -> dict[str, int]:
+def _counts(model_name_or_path: str, r: int, target_modules: str) -> dict[str, int | None]:
+    """Numbers that each method would train; None where a matrix has fewer than r singular triplets."""
     from milora.adapters import attach, peft_config
     from milora.adapters.build import FULL, PEFT_METHODS
     from milora.methods import METHODS
@@ -47,7 +49,7 @@ def _counts(model_name_or_path: str, r: int, target_modules: str) -> dict[str, i
     if targets != "all-linear" and isinstance(targets, str):
         targets = [targets]
     settings: dict[str, Any] = {"lora_r": r, "target_modules": targets}
-    counts: dict[str, int] = {}
+    counts: dict[str, int | None] = {}
     shapes: list[tuple[int, int]] = []
     for name in PEFT_METHODS:
         # AdaLoRA starts with half as much again as it keeps, and refuses to be built without a length.
@@ -59,7 +61,8 @@ def _counts(model_name_or_path: str, r: int, target_modules: str) -> dict[str, i
             layers: list[Any] = [m for m in model.modules() if "default" in getattr(m, "lora_A", {})]
             shapes = [(layer.out_features, layer.in_features) for layer in layers]
     for name, method in METHODS.items():
-        counts[name] = sum(method.count(out, in_, r) for out, in_ in shapes)
+        fits = all(r <= min(shape) for shape in shapes)
+        counts[name] = sum(method.count(out, in_, r) for out, in_ in shapes) if fits else None
     counts[FULL] = sum(p.numel() for p in _empty_model(model_name_or_path).parameters())
     return counts
 
