@@ -27,7 +27,7 @@ def demo(
 
     get_method(method)
     output: Output = context.obj
-    overrides: dict[str, Any] = {"method": method} | ({"max_steps": max_steps} if max_steps else {})
+    overrides: dict[str, Any] = {"method": method} | ({"max_steps": max_steps} if max_steps is not None else {})
     found = run_demo(
         output_dir,
         model_name_or_path=model_name_or_path,

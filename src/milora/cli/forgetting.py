@@ -38,8 +38,9 @@ def forgetting(
     run = RunFolder(run_or_adapter)
     if run.holds_run:
         recipe = run.recipe()
-        text, block = text or recipe.forgetting_text, block or recipe.forgetting_block
-        max_tokens = max_tokens or recipe.forgetting_max_tokens
+        text = recipe.forgetting_text if text is None else text
+        block = recipe.forgetting_block if block is None else block
+        max_tokens = recipe.forgetting_max_tokens if max_tokens is None else max_tokens
         if run.forgetting_file.exists() and not overwrite:
             raise MiloraError(f"forgetting: {run.forgetting_file} exists; --overwrite replaces it")
     if text is None:
@@ -48,8 +49,9 @@ def forgetting(
     tuned = load_tuned(run_or_adapter, model_name_or_path=model_name_or_path, dtype=dtype, device=device, force=force)
     with progress(output) as show:
         found = measure(
-            tuned.model, tuned.tokenizer, content, base_model=tuned.base_model, block=block or 512,
-            max_tokens=max_tokens, batch_size=batch_size, progress=lambda done, total: show("blocks", done, total),
+            tuned.model, tuned.tokenizer, content, base_model=tuned.base_model,
+            block=512 if block is None else block, max_tokens=max_tokens, batch_size=batch_size,
+            progress=lambda done, total: show("blocks", done, total),
         )  # fmt: skip
     record = {"text": text, **found.as_dict()}
     if tuned.run:
