@@ -90,14 +90,17 @@ def test_a_model_that_cannot_be_used(run, model, tmp_path, damage, said):
     ("flags", "said"),
     [
         (["--lora_r", "65"], "got 65 for model.layers.0.self_attn.q_proj"),
-        (["--target_modules", "[qproj]"], "matches nothing"),
-        (["--rank_pattern", "{nosuch: 4}"], "rank_pattern: 'nosuch' matches none"),
-        (["--alpha_pattern", "{nosuch: 4}"], "alpha_pattern: 'nosuch' matches none"),
-        (["--method", "miolra"], "milora"),
-        (["--method_settings", "{componets_seed: 1}"], "componets_seed"),
-        (["--learning_rate", "fast"], "learning_rate"),
+        (["--target_modules", "[qproj]"], "target_modules: 'qproj' matches no module of the model"),
+        (["--rank_pattern", "{nosuch: 4}"], "rank_pattern: 'nosuch' matches no module of the model"),
+        (["--alpha_pattern", "{nosuch: 4}"], "alpha_pattern: 'nosuch' matches no module of the model"),
+        (["--method", "miolra"], "did you mean 'milora'?"),
+        (["--method_settings", "{componets_seed: 1}"], "milora has no 'componets_seed'"),
+        (["--learning_rate", "fast"], "learning_rate: got 'fast', allowed float"),
         (["--learnig_rate", "1e-4"], "did you mean --learning_rate?"),
-        (["--overlong", "error", "--max_length", "10"], "10"),
+        (
+            ["--overlong", "error", "--max_length", "10"],
+            "8 of 8 rows are too long, first row 1 of the rows drawn: got 3",
+        ),
     ],
 )
 def test_a_request_that_cannot_be_met(run, tmp_path, flags, said):
@@ -108,9 +111,9 @@ def test_a_request_that_cannot_be_met(run, tmp_path, flags, said):
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ("", "data.jsonl"),
+        ("", "data.jsonl: has no rows"),
         ([*ROWS, {"prompt": "no completion here"}], "row 9"),
-        ('{"prompt": "a", "completion": "b"}\n{"prompt": ', "2"),
+        ('{"prompt": "a", "completion": "b"}\n{"prompt": ', "data.jsonl, line 2, column "),
         ([{"prompt": "word " * 100, "completion": " end"}], "no token to train on"),
     ],
 )
@@ -122,10 +125,11 @@ def test_data_that_cannot_be_used(run, tmp_path, rows, said):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("lorar: 4", "lora_r"),
-        ("lora_r: four", "lora_r"),
-        ("lora_r: 4\nlora_r: 8", "lora_r"),
-        ("method: mica\nmethod_settings: {target_r: 3}", "target_r"),
+        ("lorar: 4", "unknown key 'lorar' (did you mean 'lora_r'?)"),
+        ("lora_r: four", "lora_r: got 'four', allowed int"),
+        ("lora_r: 4\nlora_r: 8", "key 'lora_r' stands twice"),
+        ("learning_rate: .inf", "learning_rate: got inf, allowed a finite number"),
+        ("method: mica\nmethod_settings: {target_r: 3}", "mica has no 'target_r'"),
     ],
 )
 def test_a_recipe_with_a_mistake(tmp_path, capfd, line, said):
@@ -146,6 +150,8 @@ def test_a_folder_that_holds_a_run_and_an_adapter_for_another_base(run, model, t
     merge = ["merge", str(tmp_path / "run"), "--model_name_or_path", str(model), "--output", str(tmp_path / "merged")]
     refused((main(merge), capfd.readouterr().err), "this base has", "--force")
     assert not (tmp_path / "merged").exists()
+    assert main([*merge, "--force"]) == 0
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
 
     export = ["export", str(tmp_path / "run"), "--model_name_or_path", str(model), "--output", str(tmp_path / "run")]
     refused((main(export), capfd.readouterr().err), "--overwrite")
