@@ -48,6 +48,11 @@ def test_words_keys_and_switches_are_told_apart():
     assert parsed.keys == {"packing": True, "lora_r": "4"}
 
 
+def test_a_switch_takes_no_value():
+    with pytest.raises(MiloraError, match="--dry-run: got 'true', takes no value"):
+        parse(["--dry-run=true"], Settings.model_fields, ("dry_run",))
+
+
 def test_a_word_after_a_switch_stays_a_word():
     parsed = parse(["--packing", "r.yaml"], Settings.model_fields)
     assert (parsed.words, parsed.keys) == (["r.yaml"], {"packing": True})

@@ -46,7 +46,7 @@ def parse(
         other_names: what other tools call a field, for the error alone.
 
     Raises:
-        MiloraError: an unknown flag (with the nearest name), a flag without its value.
+        MiloraError: an unknown flag (with the nearest name), a flag without its value, a switch with one.
     """
     parsed = Parsed()
     rest = iter(enumerate(arguments))
@@ -56,7 +56,9 @@ def parse(
             continue
         flag, given, text = word[2:].partition("=")
         name = flag.replace("-", "_")
-        if name in switches and not given:
+        if name in switches:
+            if given:
+                raise MiloraError(f"--{flag}: got {text!r}, takes no value")
             parsed.switches.add(name)
         elif name in fields and given:
             parsed.keys[name] = text
