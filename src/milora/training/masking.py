@@ -150,7 +150,8 @@ def _kept_rows(counts: Sequence[int], too_long: set[int], overlong: str, name: s
             which = "all" if len(masked) == len(counts) else f"{len(masked)} of {len(counts)}"
             raise MiloraError(
                 f"{name}: {which} rows have no token to train on within {limit or 'their'} tokens, first row "
-                f"{masked[0] + 1} of the rows drawn; got loss on none of its tokens, allowed a larger max_length or overlong: drop"
+                f"{masked[0] + 1} of the rows drawn; got loss on none of its tokens, allowed a larger max_length or "
+                "overlong: drop"
             )
         kept = list(range(len(counts)))
     if not kept:
