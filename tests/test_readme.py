@@ -1,5 +1,6 @@
-"""What the README tells people to type works, on a small model in place of the one it names."""
+"""What the README tells people to type works, on a small model and small files in place of those it names."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -36,6 +37,26 @@ def test_commands_exist_with_their_flags(capsys: pytest.CaptureFixture[str]):
         help_text = CliRunner().invoke(app, [verb, "--help"], terminal_width=200).stdout
         flags = [word for word in arguments if word.startswith("--")]
         assert flags and not [flag for flag in flags if flag not in help_text]
+
+
+@pytest.mark.slow
+def test_commands_run(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MILORA_TASK_DATA", str(tmp_path))
+    rows = [{"instruction": f"Add {i} and 1.", "input": "", "output": str(i + 1)} for i in range(6)]
+    (tmp_path / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = [{"question": f"What is {i}?", "choices": ["a", "b"], "answer": i % 2} for i in range(3)]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    (tmp_path / "known.txt").write_text("The sea is wide and the sky is high. " * 30)
+    instead = {MODEL: str(tiny_llama), "arc_easy": "milora_questions", "wikitext-103": "known.txt"}
+    commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("milora ")]
+    assert len(commands) == 4
+    assert all(any(named in command for command in commands) for named in instead)
+    for command in commands:
+        assert main([instead.get(word, word) for word in shlex.split(command)[1:]]) == 0, capsys.readouterr().err
+    for file in ("out/eval/results.json", "out/forgetting.json", "out-lora/adapter_model.safetensors"):
+        assert (tmp_path / file).is_file()
+    assert "milora_questions" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
 def test_make_targets_exist():
