@@ -49,5 +49,11 @@ def settings(tiny_llama, pairs, tmp_path) -> dict:
 
 
 @pytest.fixture
+def full() -> dict:
+    """Keys that turn ``settings`` into full fine-tuning, which takes none of an adapter."""
+    return {"method": "full", "lora_r": 32, "lora_dropout": 0.05, "target_modules": "all-linear"}
+
+
+@pytest.fixture
 def recipe(settings) -> Recipe:
     return Recipe(**settings)

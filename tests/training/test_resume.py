@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from milora.errors import MiloraError
 from milora.recipes.schema import Recipe
@@ -139,8 +139,9 @@ def checkpoints(tiny_llama, pairs, tmp_path_factory):
 
 @pytest.mark.parametrize("length", [{"max_steps": 4}, {"max_steps": -1, "num_train_epochs": 0.6}])
 @pytest.mark.parametrize("method", ["milora", "adalora", "full"])
-def test_a_run_that_was_stopped_after_its_last_step_trains_no_further(settings, method, length):
+def test_a_run_that_was_stopped_after_its_last_step_trains_no_further(settings, full, method, length):
     settings |= {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant", "method": method}
+    settings |= full if method == "full" else {}
     run = train(Recipe(**settings | length))
     steps = [2, 4]
     assert [int(p.name.split("-")[1]) for p in run.checkpoints()] == steps
@@ -166,6 +167,38 @@ def test_resume_needs_the_same_recipe_and_a_run(settings):
         train(Recipe(**settings | {"learning_rate": 0.5}), resume=True)
 
 
+def test_resume_needs_the_same_rows_and_base(settings, pairs, tiny_llama, tmp_path):
+    data, base = tmp_path / "rows.jsonl", tmp_path / "base"
+    shutil.copy(pairs, data)
+    shutil.copytree(tiny_llama, base)
+    recipe = Recipe(**settings | {"dataset": str(data), "model_name_or_path": str(base)})
+    run = train(recipe)
+    train(recipe, resume=True)
+    written = run.provenance_file.read_bytes()
+    data.write_text(pairs.read_text().replace("It is", "It was"))
+    with pytest.raises(MiloraError, match=r"other inputs: the rows of dataset \(data_hash was \w+, got \w+\)$"):
+        train(recipe, resume=True)
+    weights = load_file(base / "model.safetensors")
+    save_file({name: 2 * weight for name, weight in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(MiloraError, match=r"the rows of dataset \(.*; the weights of model_name_or_path \(base_fing"):
+        train(recipe, resume=True)
+    shutil.copy(pairs, data)
+    with pytest.raises(MiloraError, match=r"other inputs: the weights of model_name_or_path \("):
+        train(recipe, resume=True)
+    assert run.provenance_file.read_bytes() == written
+    run.provenance_file.unlink()  # as a kill before it was written leaves it
+    train(recipe, resume=True)
+
+
+def test_only_the_first_of_several_processes_writes_the_run_folder(settings, monkeypatch):
+    waited = []
+    monkeypatch.setattr("accelerate.Accelerator.wait_for_everyone", lambda self: waited.append(1))
+    monkeypatch.setattr("milora.training.trainer.RunTrainer.is_world_process_zero", lambda self: False)
+    run = train(Recipe(**settings))
+    assert not run.holds_run and not run.provenance() and not run.metrics_file.exists()
+    assert waited
+
+
 def test_a_run_without_a_checkpoint_starts_again(settings):
     run = train(Recipe(**settings))
     first = final(run)
@@ -182,7 +215,7 @@ def test_a_run_without_a_checkpoint_starts_again(settings):
         pytest.param("lora", 0.05, marks=pytest.mark.slow),
     ],
 )
-def test_the_best_checkpoint_is_what_is_kept(settings, tmp_path, method, rate):
+def test_the_best_checkpoint_is_what_is_kept(settings, full, tmp_path, method, rate):
     # Validation answers in other letters than the training answers: their loss rises as training goes on.
     other = tmp_path / "other.jsonl"
     rows = [{"prompt": f"What is {i} plus {i}?\n", "completion": "%$#@&*^%$ "} for i in range(8)]
@@ -192,7 +225,7 @@ def test_the_best_checkpoint_is_what_is_kept(settings, tmp_path, method, rate):
         "lr_scheduler_type": "constant", "lora_dropout": 0.05,
         "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1,
         "save_total_limit": None, "load_best_model_at_end": True,
-    }  # fmt: skip
+    } | (full if method == "full" else {})  # fmt: skip
     run = train(Recipe(**settings))
     losses = {r["step"]: r["eval_loss"] for r in read_metrics(run.metrics_file) if "eval_loss" in r}
     best = min(losses, key=losses.__getitem__)

@@ -152,6 +152,25 @@ class RunFolder:
         numbered = [p for p in self.path.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
         return sorted(numbered, key=lambda p: int(p.name.removeprefix("checkpoint-")))
 
+    def check_inputs(self, record: Mapping[str, Any]) -> None:
+        """Find out whether the run in this folder read the same data and base model.
+
+        Args:
+            record: what would go into provenance.json now.
+
+        Raises:
+            MiloraError: it read others; each that changed is named. What was not noted then is not compared.
+        """
+        before = self.provenance()
+        names = {"data_hash": "the rows of dataset", "base_fingerprint": "the weights of model_name_or_path"}
+        changed = [
+            f"{name} ({key} was {before[key]}, got {record.get(key)})"
+            for key, name in names.items()
+            if before.get(key) is not None and before[key] != record.get(key)
+        ]
+        if changed:
+            raise MiloraError(f"--resume: {self.path} was started with other inputs: " + "; ".join(changed))
+
     def _check_resume(self, recipe: Recipe) -> None:
         if not self.holds_run:
             raise MiloraError(f"--resume: {self.path} holds no run")

@@ -70,9 +70,14 @@ def train(
     with _quiet_libraries(recipe), disk_full_in_one_line(run.path):
         with _removed_unless_started(run):
             trainer, record = _build(recipe, run, console)
-            run.create(recipe, overwrite=overwrite, resume=resume)
-        run.write_provenance(record)
-        checkpoint = _checkpoint(run, console) if resume else None
+            if resume:
+                run.check_inputs(record)
+            # Of several processes the first one writes, and all of them find the folder as it leaves it.
+            if trainer.is_world_process_zero():
+                run.create(recipe, overwrite=overwrite, resume=resume)
+                run.write_provenance(record)
+            trainer.accelerator.wait_for_everyone()
+        checkpoint = _checkpoint(trainer, run, console) if resume else None
         _fit(trainer, run, recipe, checkpoint, console)
         if trainer.is_world_process_zero():
             model = trainer.accelerator.unwrap_model(trainer.model)
@@ -210,13 +215,14 @@ def _evaluate_at_end(trainer: RunTrainer) -> None:
         trainer.evaluate()
 
 
-def _checkpoint(run: RunFolder, console: Console) -> Path | None:
+def _checkpoint(trainer: RunTrainer, run: RunFolder, console: Console) -> Path | None:
     checkpoint, skipped = newest_complete(run.checkpoints())
     for sentence in skipped:
         console.print(f"resume: {sentence}", style="yellow", highlight=False)
     step = step_of(checkpoint) if checkpoint else 0
     console.print(f"resume: from step {step}" + ("" if checkpoint else ", no complete checkpoint"), highlight=False)
-    keep_metrics_up_to(run.metrics_file, step)
+    if trainer.is_world_process_zero():
+        keep_metrics_up_to(run.metrics_file, step)
     return checkpoint
 
 
