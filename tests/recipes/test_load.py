@@ -6,6 +6,7 @@ import yaml
 from milora.adapters import peft_config
 from milora.errors import MiloraError
 from milora.recipes import Recipe, dump, load_recipe, recipes
+from milora.recipes.checks import UNUSED
 from milora.recipes.load import OTHER_NAMES
 from milora.recipes.method_settings import known_methods
 
@@ -139,6 +140,30 @@ def test_wrong_combinations(keys, problem):
     assert problems(**NEEDED, **keys).startswith(f"recipe: {problem}")
 
 
+OTHER_VALUES = {
+    "lora_r": 8, "lora_alpha": 16.0, "lora_dropout": 0.1, "target_modules": ["q_proj"], "exclude_modules": ["q_proj"],
+    "layers_to_transform": [0], "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 2.0}, "use_rslora": True,
+    "bias": "all",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "count"), [("vera", 5), ("adalora", 3), ("full", 9), ("lora", 0), ("dora", 0), ("milora", 0)]
+)
+def test_keys_that_a_method_would_not_follow_are_refused(write, method, count):
+    own = NEEDED | {"method": method}
+    refused = UNUSED.get(method, ())
+    assert len(refused) == count and set(refused) <= set(OTHER_VALUES)
+    for key, value in OTHER_VALUES.items():
+        if key in refused:
+            message = problems(**own, **{key: value})
+            assert message.startswith(f"recipe: {key}: got {value!r} with method {method}, which has no use for it")
+        else:
+            load_recipe(None, own | {key: value})
+    # A resolved recipe states every key, and is read back.
+    assert load_recipe(write(dump(load_recipe(None, own)))).method == method
+
+
 def test_right_combinations():
     load_recipe(None, NEEDED | {"method": "adalora", "method_settings": {"target_r": 8, "tinit": 5}})
     load_recipe(None, NEEDED | {"method": "random_components", "method_settings": {"components_seed": 3}})
@@ -188,8 +213,9 @@ def test_flags_as_text(key, text, value):
 
 @pytest.mark.parametrize("method", sorted(known_methods()))
 def test_the_resolved_recipe_states_alpha_as_the_method_takes_it(write, method):
-    recipe = load_recipe(write(NEEDED_YAML + f"method: {method}\nlora_r: 4\nlora_alpha: null\n"))
-    settings = {"method": method, "lora_r": 4}
+    r = 32 if method == "full" else 4
+    recipe = load_recipe(write(NEEDED_YAML + f"method: {method}\nlora_r: {r}\nlora_alpha: null\n"))
+    settings = {"method": method, "lora_r": r}
     config = peft_config(settings | {"method_settings": {"total_step": 9} if method == "adalora" else {}})
     taken = {"mica": 4, "milora": 4, "pissa": 4, "random_components": 4, "vera": None, "full": None}.get(method, 8)
     assert recipe.lora_alpha == taken == Recipe(**NEEDED, **settings).lora_alpha
@@ -197,7 +223,8 @@ def test_the_resolved_recipe_states_alpha_as_the_method_takes_it(write, method):
         assert config.lora_alpha == 8
     elif taken == 4:
         assert config.scale("q_proj") == 1 == peft_config(settings | {"lora_alpha": taken}).scale("q_proj")
-    assert load_recipe(None, {**NEEDED, **settings, "lora_alpha": 3.0}).lora_alpha == 3.0
+    if taken:
+        assert load_recipe(None, {**NEEDED, **settings, "lora_alpha": 3.0}).lora_alpha == 3.0
 
 
 def test_layers_of_their_own_rank_keep_their_own_alpha():

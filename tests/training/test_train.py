@@ -36,8 +36,8 @@ def test_a_run_leaves_an_adapter_that_plain_peft_loads(settings, method):
         torch.testing.assert_close(logits(native), logits(loaded), rtol=0, atol=2e-5)
 
 
-def test_full_fine_tuning_leaves_a_model(settings):
-    run = train(Recipe(**settings | {"method": "full"}))
+def test_full_fine_tuning_leaves_a_model(settings, full):
+    run = train(Recipe(**settings | full))
     tuned = AutoModelForCausalLM.from_pretrained(run.model)
     base = AutoModelForCausalLM.from_pretrained(settings["model_name_or_path"])
     assert not torch.equal(logits(tuned), logits(base))
@@ -45,14 +45,14 @@ def test_full_fine_tuning_leaves_a_model(settings):
     assert run.provenance()["trainable_parameters"] == sum(p.numel() for p in base.parameters())
 
 
-def test_full_fine_tuning_of_a_bfloat16_checkpoint_trains_in_float32(settings, tiny_llama, tmp_path):
+def test_full_fine_tuning_of_a_bfloat16_checkpoint_trains_in_float32(settings, full, tiny_llama, tmp_path):
     from milora.runs.tuned import load_tuned
 
     stored = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.bfloat16)
     stored.save_pretrained(tmp_path / "bf16")
     AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path / "bf16")
     small = {"model_name_or_path": str(tmp_path / "bf16"), "dtype": "auto", "learning_rate": 1e-5, "bf16": False}
-    run = train(Recipe(**settings | small | {"method": "full"}))
+    run = train(Recipe(**settings | small | full))
     before, after = stored.lm_head.weight.float(), AutoModelForCausalLM.from_pretrained(run.model).lm_head.weight
     assert after.dtype == torch.float32
     # A step of 1e-5 is lost in bfloat16 wherever a weight is over 4e-3.

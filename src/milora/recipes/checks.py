@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 
 from milora.data import FORMATS, TEMPLATES
+from milora.recipes.keys import MethodKeys
 from milora.recipes.method_settings import known_methods
 
 SCHEDULERS = (
@@ -16,6 +17,16 @@ SCHEDULERS = (
 )  # fmt: skip
 
 TRACKERS = ("none", "tensorboard")
+
+# Keys that say nothing to a method.
+UNUSED = {
+    "adalora": ("rank_pattern", "alpha_pattern", "use_rslora"),
+    "vera": ("lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "bias"),
+    "full": (
+        "lora_r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform",
+        "rank_pattern", "alpha_pattern", "use_rslora",
+    ),
+}  # fmt: skip
 
 Check = Callable[[SimpleNamespace], Iterator[str]]
 
@@ -44,6 +55,15 @@ def full_fine_tuning(v: SimpleNamespace) -> Iterator[str]:
     for key in ("load_in_4bit", "load_in_8bit"):
         if v.method == "full" and getattr(v, key):
             yield f"{key}: got true with method full, allowed only with an adapter"
+
+
+def keys_of_the_method(v: SimpleNamespace) -> Iterator[str]:
+    """A key that the method has no use for stays at its default: it would be read and not followed."""
+    for key in UNUSED.get(v.method, ()):
+        value, default = getattr(v, key), MethodKeys.model_fields[key].default
+        if value != default:
+            allowed = "null" if default is None else default
+            yield f"{key}: got {value!r} with method {v.method}, which has no use for it, allowed {allowed}"
 
 
 def quantisation(v: SimpleNamespace) -> Iterator[str]:
@@ -123,6 +143,7 @@ def length(v: SimpleNamespace) -> Iterator[str]:
 CHECKS: tuple[tuple[Check, tuple[str, ...]], ...] = (
     (method, ("method", "method_settings")),
     (full_fine_tuning, ("method", "load_in_4bit", "load_in_8bit")),
+    (keys_of_the_method, ("method", *UNUSED["full"], "bias")),
     (quantisation, ("load_in_4bit", "load_in_8bit")),
     (names, ("dataset_format", "prompt_template", "lr_scheduler_type")),
     (trackers, ("report_to",)),
