@@ -148,7 +148,7 @@ OTHER_VALUES = {
 
 
 @pytest.mark.parametrize(
-    ("method", "count"), [("vera", 5), ("adalora", 3), ("full", 9), ("lora", 0), ("dora", 0), ("milora", 0)]
+    ("method", "count"), [("vera", 5), ("adalora", 3), ("full", 5), ("lora", 0), ("dora", 0), ("milora", 0)]
 )
 def test_keys_that_a_method_would_not_follow_are_refused(write, method, count):
     own = NEEDED | {"method": method}
@@ -280,3 +280,8 @@ def test_every_shipped_recipe_survives_a_dump(write):
     for name in recipes():
         recipe = load_recipe(name)
         assert load_recipe(write(dump(recipe))) == recipe
+
+
+@pytest.mark.parametrize("name", ["llm-adapters-math", "llm-adapters-commonsense", "pissa-math"])
+def test_a_preset_also_trains_every_weight(name):
+    assert load_recipe(name, {"method": "full"}).method == "full"

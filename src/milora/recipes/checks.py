@@ -22,11 +22,9 @@ TRACKERS = ("none", "tensorboard")
 UNUSED = {
     "adalora": ("rank_pattern", "alpha_pattern", "use_rslora"),
     "vera": ("lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "bias"),
-    "full": (
-        "lora_r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform",
-        "rank_pattern", "alpha_pattern", "use_rslora",
-    ),
-}  # fmt: skip
+    # A preset's rank, dropout and placement are plainly an adapter's, so that `--method full` may go over any preset.
+    "full": ("exclude_modules", "layers_to_transform", "rank_pattern", "alpha_pattern", "use_rslora"),
+}
 
 Check = Callable[[SimpleNamespace], Iterator[str]]
 
