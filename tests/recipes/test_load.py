@@ -165,11 +165,15 @@ def test_keys_that_a_method_would_not_follow_are_refused(write, method, count):
 
 
 def test_right_combinations():
-    load_recipe(None, NEEDED | {"method": "adalora", "method_settings": {"target_r": 8, "tinit": 5}})
-    load_recipe(None, NEEDED | {"method": "random_components", "method_settings": {"components_seed": 3}})
     steps = {"eval_strategy": "steps", "eval_steps": 40, "save_strategy": "steps", "save_steps": 80}
-    load_recipe(None, NEEDED | steps | {"val_set_size": 0.1, "load_best_model_at_end": True})
-    load_recipe(None, NEEDED | {"packing": True, "max_length": 64, "warmup_steps": 0.1})
+    for keys in (
+        {"method": "adalora", "method_settings": {"target_r": 8, "tinit": 5}},
+        {"method": "random_components", "method_settings": {"components_seed": 3}},
+        steps | {"val_set_size": 0.1, "load_best_model_at_end": True},
+        {"packing": True, "max_length": 64, "warmup_steps": 0.1},
+    ):
+        recipe = load_recipe(None, NEEDED | keys)
+        assert {key: getattr(recipe, key) for key in keys} == keys
 
 
 @pytest.mark.parametrize(
