@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from milora.errors import MiloraError
-from milora.linalg import svd
+from milora.linalg import full
 from milora.methods import METHODS, Choice, get_method
 
 SHAPES = [(24, 16), (16, 24), (20, 20)]
@@ -34,7 +34,7 @@ def test_the_registry_finds_every_file():
 @pytest.mark.parametrize("name", ["milora", "pissa", "random_components"])
 def test_square_root_split_is_the_papers(name, shape):
     W = weight(shape)
-    factors = METHODS[name].factors(svd(W), Choice(R, SCALE, generator=torch.Generator().manual_seed(11)))
+    factors = METHODS[name].factors(full(W), Choice(R, SCALE, generator=torch.Generator().manual_seed(11)))
     U, S, Vt = np.linalg.svd(W.numpy(), full_matrices=False)
     i = indices(name, min(shape))
     part = U[:, i] @ np.diag(S[i]) @ Vt[i]
@@ -48,7 +48,7 @@ def test_square_root_split_is_the_papers(name, shape):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_mica_freezes_the_minor_left_vectors(shape):
     W = weight(shape)
-    factors = METHODS["mica"].factors(svd(W), Choice(R, SCALE))
+    factors = METHODS["mica"].factors(full(W), Choice(R, SCALE))
     U = np.linalg.svd(W.numpy(), full_matrices=False)[0]
     assert np.allclose(np.abs(factors.L0.numpy()), np.abs(U[:, -R:]), atol=1e-10)
     assert factors.R0 is None
@@ -56,14 +56,14 @@ def test_mica_freezes_the_minor_left_vectors(shape):
 
 def test_middle_components_are_the_central_ones():
     W = torch.diag(torch.arange(10.0, 0.0, -1.0))
-    factors = METHODS["random_components"].factors(svd(W), Choice(R, 1.0, components="middle"))
+    factors = METHODS["random_components"].factors(full(W), Choice(R, 1.0, components="middle"))
     assert torch.allclose((factors.L0 @ factors.R0).diagonal(), torch.tensor([0.0, 0, 0, 7, 6, 5, 4, 0, 0, 0]))
 
 
 def test_random_components_follow_their_seed():
     W = weight((30, 30))
     draw = [
-        METHODS["random_components"].factors(svd(W), Choice(R, 1.0, generator=torch.Generator().manual_seed(s))).L0
+        METHODS["random_components"].factors(full(W), Choice(R, 1.0, generator=torch.Generator().manual_seed(s))).L0
         for s in (1, 1, 2)
     ]
     assert torch.equal(draw[0], draw[1])
@@ -83,7 +83,7 @@ def test_zero_singular_values_still_get_a_gradient(name):
     W = weight((20, 12)).float()
     W[:, 6:] = 0  # rank 6 of 12
     choice = Choice(12, 1.0, generator=torch.Generator().manual_seed(0))
-    factors = METHODS[name].factors(svd(W), choice)
+    factors = METHODS[name].factors(full(W), choice)
     G = torch.randn(20, 12, generator=torch.Generator().manual_seed(1))
     gradient = (factors.L0.T @ G).norm(dim=1)  # (r,) of R at the start
     assert bool((gradient > 1e-2).all())

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from milora.adapters.config import SpectralConfig
 from milora.errors import MiloraError
-from milora.linalg import svd
+from milora.linalg import Decomposition
 from milora.methods import Choice, Factors, get_method
 
 
@@ -99,7 +99,7 @@ class SpectralLinear(nn.Module, BaseTunerLayer):
         )
         with gather_params_ctx(self.base_layer.parameters()):
             try:
-                return get_method(config.method).factors(svd(self.unmerged_weight()), choice)
+                return get_method(config.method).factors(Decomposition(self.unmerged_weight()), choice)
             except MiloraError as error:
                 raise MiloraError(f"layer {key}: {error}") from error
 

@@ -1,5 +1,7 @@
 """Tensors in, tensors out: decompositions of one weight matrix. Knows no models, prints nothing, keeps no state."""
 
-from milora.linalg.svd import SVD, svd
+from milora.linalg.certificate import Certificate
+from milora.linalg.engine import VERSION, Decomposition, bottom, full, take, top
+from milora.linalg.svd import SVD, Triplets
 
-__all__ = ["SVD", "svd"]
+__all__ = ["SVD", "VERSION", "Certificate", "Decomposition", "Triplets", "bottom", "full", "take", "top"]

@@ -1,4 +1,4 @@
-"""The singular value decomposition of one weight, W = U S V^T, with signs fixed.
+"""Singular triplets of one weight, W = U S V^T, with signs fixed.
 
     W (m, n),  k = min(m, n):   U (m, k),  S (k,) falling,  V^T = Vh (k, n)
 
@@ -8,67 +8,94 @@ positive (the first such entry on a tie), so that one weight gives one set of fa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from milora.errors import MiloraError
+from milora.linalg.certificate import Certificate
+
+
+class Triplets(Protocol):
+    """Whatever can be asked for parts of a decomposition; `len` is k = min(m, n). Each part is an `SVD`."""
+
+    def __len__(self) -> int: ...
+
+    def top(self, r: int) -> SVD:
+        """The r principal triplets."""
+        ...
+
+    def bottom(self, r: int) -> SVD:
+        """The r minor triplets."""
+        ...
+
+    def middle(self, r: int) -> SVD:
+        """The r central triplets, from index (k - r) // 2 on."""
+        ...
+
+    def take(self, indices: Tensor) -> SVD:  # indices (r,), rising
+        """The triplets at `indices`, 0 being the largest singular value."""
+        ...
 
 
 @dataclass(frozen=True)
 class SVD:
-    """Singular triplets of a matrix, S falling.
+    """Singular triplets of a matrix, S falling: all of them, or a part.
 
     Attributes:
         U: left singular vectors, one a column.
         S: singular values, in falling order.
         Vh: right singular vectors, one a row.
         resolution: the absolute size below which a singular value is rounding noise of the computation.
+        certificate: what was checked of it; a part of an SVD carries the certificate of the whole.
     """
 
     U: Tensor  # (m, k)
     S: Tensor  # (k,)
     Vh: Tensor  # (k, n)
     resolution: float = 0.0
+    certificate: Certificate | None = None
 
     def __len__(self) -> int:
         return self.S.shape[0]
 
     def top(self, r: int) -> SVD:
         """The r principal triplets: U[:, :r], S[:r], Vh[:r]."""
-        self._check_rank(r)
+        check_rank(r, len(self))
         return self.take(torch.arange(r))
 
     def bottom(self, r: int) -> SVD:
         """The r minor triplets: U[:, -r:], S[-r:], Vh[-r:]."""
-        self._check_rank(r)
+        check_rank(r, len(self))
         return self.take(torch.arange(len(self) - r, len(self)))
 
     def middle(self, r: int) -> SVD:
         """The r central triplets, from index (k - r) // 2 on."""
-        self._check_rank(r)
-        start = (len(self) - r) // 2
-        return self.take(torch.arange(start, start + r))
+        check_rank(r, len(self))
+        return self.take(middle_indices(r, len(self)))
 
     def take(self, indices: Tensor) -> SVD:  # indices (r,), rising
         """The triplets at `indices`, 0 being the largest singular value."""
         i = indices.to(self.S.device)
-        return SVD(self.U[:, i], self.S[i], self.Vh[i], self.resolution)
-
-    def _check_rank(self, r: int) -> None:
-        if not 1 <= r <= len(self):
-            raise MiloraError(f"rank: got {r}, allowed 1 to {len(self)} (the smaller side of the matrix)")
+        return replace(self, U=self.U[:, i], S=self.S[i], Vh=self.Vh[i])
 
 
-def svd(W: Tensor) -> SVD:  # W (m, n)
-    """Decompose one weight in full, at least in float32.
+def check_rank(r: int, k: int) -> None:
+    """Raise a MiloraError unless 1 <= r <= k."""
+    if not 1 <= r <= k:
+        raise MiloraError(f"rank: got {r}, allowed 1 to {k} (the smaller side of the matrix)")
 
-    Args:
-        W: (m, n), any floating dtype; float16 and bfloat16 are up-cast to float32, float64 stays.
 
-    Returns:
-        The economy SVD, k = min(m, n), with signs fixed, in the dtype of the computation and on W's device.
+def middle_indices(r: int, k: int) -> Tensor:  # (r,)
+    """The r central indices of 0..k-1, from (k - r) // 2 on."""
+    start = (k - r) // 2
+    return torch.arange(start, start + r)
+
+
+def prepare(W: Tensor) -> Tensor:  # (m, n) -> (m, n)
+    """The weight as the algorithms take it: float16 and bfloat16 up-cast to float32, float64 as it is.
 
     Raises:
         MiloraError: W is not a matrix, is empty, or holds NaN or Inf.
@@ -79,11 +106,7 @@ def svd(W: Tensor) -> SVD:  # W (m, n)
     W = W if W.dtype == torch.float64 else W.to(torch.float32)
     if not bool(torch.isfinite(W).all()):
         raise MiloraError("weight: got NaN or Inf among its entries, allowed finite numbers")
-    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
-    U, Vh = fix_signs(U, Vh)
-    # The backward error of a Householder SVD is a small multiple of eps * sigma_1 that grows like sqrt(dimension).
-    resolution = float(S[0]) * torch.finfo(W.dtype).eps * max(W.shape) ** 0.5
-    return SVD(U, S, Vh, resolution)
+    return W
 
 
 def fix_signs(U: Tensor, Vh: Tensor) -> tuple[Tensor, Tensor]:  # U (m, k), Vh (k, n)

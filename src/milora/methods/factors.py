@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from milora.linalg import SVD
+from milora.linalg import SVD, Triplets
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Method:
     equation: str
     paper: str
     trains: frozenset[str]
-    factors: Callable[[SVD, Choice], Factors]
+    factors: Callable[[Triplets, Choice], Factors]
 
     def count(self, out: int, in_: int, r: int) -> int:
         """Trainable numbers of one (out, in) weight at rank r."""

@@ -6,11 +6,11 @@ The paper's B is our L0, its A our R. The change of the output lies in the span 
 Trainable numbers: r in.
 """
 
-from milora.linalg import SVD
+from milora.linalg import Triplets
 from milora.methods.factors import Choice, Factors, Method
 
 
-def factors(svd: SVD, choice: Choice) -> Factors:
+def factors(svd: Triplets, choice: Choice) -> Factors:
     """L0 = U_m  (out, r),  R0 = 0."""
     return Factors(svd.bottom(choice.r).U, None)
 

@@ -10,11 +10,11 @@ The paper's B is our L, its A our R. S_m is divided by s before the root, so tha
 Trainable numbers: r (out + in).
 """
 
-from milora.linalg import SVD
+from milora.linalg import Triplets
 from milora.methods.factors import Choice, Factors, Method, split_sqrt
 
 
-def factors(svd: SVD, choice: Choice) -> Factors:
+def factors(svd: Triplets, choice: Choice) -> Factors:
     """L0 = U_m (S_m/s)^1/2  (out, r),  R0 = (S_m/s)^1/2 V_m^T  (r, in)."""
     return split_sqrt(svd.bottom(choice.r), choice.scale)
 

@@ -5,11 +5,11 @@
 The paper's B is our L, its A our R. Trainable numbers: r (out + in).
 """
 
-from milora.linalg import SVD
+from milora.linalg import Triplets
 from milora.methods.factors import Choice, Factors, Method, split_sqrt
 
 
-def factors(svd: SVD, choice: Choice) -> Factors:
+def factors(svd: Triplets, choice: Choice) -> Factors:
     """L0 = U_p (S_p/s)^1/2  (out, r),  R0 = (S_p/s)^1/2 V_p^T  (r, in)."""
     return split_sqrt(svd.top(choice.r), choice.scale)
 

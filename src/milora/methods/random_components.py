@@ -9,11 +9,11 @@ central ones (the mode "mid" of the authors' code). Trainable numbers: r (out + 
 import torch
 
 from milora.errors import MiloraError
-from milora.linalg import SVD
+from milora.linalg import Triplets
 from milora.methods.factors import Choice, Factors, Method, split_sqrt
 
 
-def factors(svd: SVD, choice: Choice) -> Factors:
+def factors(svd: Triplets, choice: Choice) -> Factors:
     """L0 = U_c (S_c/s)^1/2  (out, r),  R0 = (S_c/s)^1/2 V_c^T  (r, in)."""
     if choice.components == "middle":
         return split_sqrt(svd.middle(choice.r), choice.scale)

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from milora.errors import MiloraError
-from milora.linalg import svd
+from milora.linalg import full
 
 
 @pytest.mark.parametrize("shape", [(40, 24), (24, 40), (32, 32), (1, 7), (7, 1)])
 def test_equals_float64_lapack(shape):
     W = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    found = svd(W)
+    found = full(W)
     expected = np.linalg.svd(W.double().numpy(), compute_uv=False)
     assert np.allclose(found.S.numpy(), expected, rtol=0, atol=1e-6 * expected[0])
     assert torch.allclose(found.U @ torch.diag(found.S) @ found.Vh, W, atol=2e-6 * float(expected[0]))
@@ -20,17 +20,17 @@ def test_equals_float64_lapack(shape):
 
 def test_signs_are_fixed():
     W = torch.randn(20, 12, generator=torch.Generator().manual_seed(2))
-    found = svd(W)
+    found = full(W)
     largest = found.U.gather(0, found.U.abs().argmax(0)[None])[0]
     assert bool((largest > 0).all())
     # -W has the same left vectors under the convention, so that only the right ones may turn.
-    other = svd(-W)
+    other = full(-W)
     assert torch.allclose(other.U, found.U, atol=1e-5)
     assert torch.allclose(other.Vh, -found.Vh, atol=1e-5)
 
 
 def test_parts_are_the_triplets_they_name():
-    found = svd(torch.diag(torch.arange(9.0, 0.0, -1.0)))
+    found = full(torch.diag(torch.arange(9.0, 0.0, -1.0)))
     assert found.top(2).S.tolist() == [9, 8]
     assert found.bottom(2).S.tolist() == [2, 1]
     assert found.middle(3).S.tolist() == [6, 5, 4]
@@ -42,8 +42,8 @@ def test_parts_are_the_triplets_they_name():
 
 def test_low_precision_is_upcast_and_float64_stays():
     W = torch.randn(8, 8, generator=torch.Generator().manual_seed(3))
-    assert svd(W.bfloat16()).S.dtype == torch.float32
-    assert svd(W.double()).S.dtype == torch.float64
+    assert full(W.bfloat16()).S.dtype == torch.float32
+    assert full(W.double()).S.dtype == torch.float64
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -51,16 +51,16 @@ def test_refuses_what_is_not_finite(bad):
     W = torch.ones(3, 3)
     W[1, 1] = bad
     with pytest.raises(MiloraError, match="NaN or Inf"):
-        svd(W)
+        full(W)
 
 
 @pytest.mark.parametrize("shape", [(3,), (0, 4), (2, 2, 2)])
 def test_refuses_what_is_no_matrix(shape):
     with pytest.raises(MiloraError, match="matrix"):
-        svd(torch.ones(shape))
+        full(torch.ones(shape))
 
 
 @pytest.mark.parametrize("r", [0, 4])
 def test_refuses_a_rank_it_does_not_have(r):
     with pytest.raises(MiloraError, match=f"got {r}, allowed 1 to 3"):
-        svd(torch.eye(3)).bottom(r)
+        full(torch.eye(3)).bottom(r)
