@@ -1,23 +1,61 @@
-"""What was checked of a decomposition before it was given out."""
+"""The checks that every decomposition passes before it is given out.
+
+By default, for a part (U, S, V) of A, cast as it will be given out:
+
+    ||A v_i - s_i u_i||,  ||A^T u_i - s_i v_i||      both residuals, against sigma_1
+    ||U^T U - I||_F,  ||V^T V - I||_F                orthonormality
+    ||A V||_F^2 and ||A^T U||_F^2 against sum s^2    the energy that either side captures
+    estimate                                         what the iteration believes to have left undone
+    probe                                            the singular value that a search outside V comes nearest to
+
+Strict, in addition, a proof. With theta the square of the part's inner edge and mu = (1 - slack) theta, for the bottom:
+
+    G + tau V V^T - mu I  positive definite   =>   at most r eigenvalues of G = A^T A lie below mu
+
+for a change of rank r lifts at most r eigenvalues (Sylvester's law of inertia; the Cholesky factorisation succeeds just
+when the matrix is positive definite). For the top, mu = (1 + slack) theta and mu I - G + tau V V^T. The same splitting
+bounds the energy: with R = G V - V Theta and any t > 0,
+
+    G  >=  [Theta - t R^T R,  0;  0,  (mu - 1/t) I]     in the basis V and its complement,
+
+so that the optimum is at least sum_i min(theta_i, mu - 1/t) - t ||R||_F^2.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from milora.linalg.krylov import times
+from milora.linalg.parts import Part
+
+ORTHONORMALITY = 1e-6
+RESIDUALS = (1e-6, 5e-3)  # the smaller and the larger one
+ENERGY = 1e-4
+MISSED = 0.01  # a probe that comes this far inside the edge has found a missed direction
+SLACK = 1e-6  # relative, in squares of singular values
+WIDEST = 0.02  # slack beyond which a proof says too little
+
+
+class Refused(Exception):
+    """A result failed a check; says which."""
+
 
 @dataclass(frozen=True)
 class Certificate:
-    """The checks of one decomposition, passed. Lengths are relative to sigma_1.
+    """The checks of one decomposition, passed. Residuals are relative to sigma_1.
 
     Attributes:
         algorithm: what computed it.
-        estimate: the last relative change of the captured energy, the iteration's own estimate; 0 for direct ones.
+        estimate: the iteration's own estimate of the relative error of the captured energy; 0 for direct ones.
         residual_left: max_i ||W v_i - s_i u_i|| / sigma_1.
         residual_right: max_i ||W^T u_i - s_i v_i|| / sigma_1.
         orthonormality: the larger of ||U^T U - I||_F and ||V^T V - I||_F, after the cast.
         probe: the nearest singular value that a search outside the part found, relative to the part's edge: at least
-            about 1 for the bottom, at most about 1 for the top; None where the part is the whole or was cut from it.
+            about 1 for the bottom, at most about 1 for the top; None where nothing is outside or nothing was iterated.
         strict: whether an inertia count proved that nothing was missed.
         energy_bound: with `strict`, a proven bound on the relative excess (bottom) or deficit (top) of the energy.
         refused: the algorithms whose results failed a check before this one.
@@ -46,3 +84,108 @@ class Certificate:
     def from_dict(cls, fields: dict[str, Any]) -> Certificate:
         """The certificate that `as_dict` wrote."""
         return cls(**{**fields, "refused": tuple(fields["refused"])})
+
+
+def norm_estimate(A: Tensor, steps: int = 3) -> float:  # (m, n)
+    """sigma_1 from below, within a factor of two for all but contrived matrices: power steps from the longest row."""
+    v = A[int(torch.linalg.vector_norm(A, dim=1).argmax())]
+    value = 0.0
+    for _ in range(steps):
+        value = float(torch.linalg.vector_norm(v))
+        if value == 0.0:
+            return 0.0
+        u = A @ (v / value)
+        value = float(torch.linalg.vector_norm(u))
+        v = A.T @ (u / value) if value else u.new_zeros(A.shape[1])
+    return max(value, float(torch.linalg.vector_norm(v)))
+
+
+def certify(
+    A: Tensor,  # (m, n), m >= n
+    part: Part,
+    kind: str,
+    largest: float,
+    *,
+    strict: bool = False,
+    refused: tuple[str, ...] = (),
+) -> Certificate:
+    """Check a part as it will be given out: in A's dtype.
+
+    Args:
+        A: the matrix.
+        part: the triplets to check.
+        kind: "bottom", "top", "take" or "full".
+        largest: an estimate of sigma_1 from below.
+        strict: prove, for the bottom and the top, that nothing was missed.
+        refused: what was refused before.
+
+    Raises:
+        Refused: a check failed.
+    """
+    U, S, V = (x.to(A.dtype) for x in (part.U, part.S, part.V))
+    largest = max(largest, float(S[0]), torch.finfo(A.dtype).tiny)
+    AV, AtU = times(A, V), times(A.T, U)
+    left = float(torch.linalg.vector_norm(AV - U * S, dim=0).max()) / largest
+    right = float(torch.linalg.vector_norm(AtU - V * S, dim=0).max()) / largest
+    orthonormality = max(_defect(U), _defect(V))
+    eps, k = torch.finfo(A.dtype).eps, len(S)
+    # All triplets at once come from a decomposition in the weight's own precision.
+    own = 8 * eps * max(A.shape) ** 0.5 if kind == "full" else 0.0
+    _require("orthonormality", orthonormality, own or ORTHONORMALITY)
+    _require("residual", min(left, right), own or RESIDUALS[0])
+    _require("residual", max(left, right), RESIDUALS[1])
+    energy = float(part.S.square().sum())
+    resolved = k * (4 * eps * largest) ** 2
+    _require("estimate", part.estimate * energy, ENERGY * energy + resolved)
+    for side in (AV, AtU):
+        _require("energy", abs(float(side.square().sum(dtype=torch.float64)) - energy), ENERGY * energy + resolved)
+    if part.probe is not None and kind == "bottom" and float(part.S[0]) * (1 - part.probe) > 4 * eps * largest:
+        _require("a direction outside", 1 - part.probe, MISSED)
+    if part.probe is not None and kind == "top":
+        _require("a direction outside", part.probe - 1, MISSED)
+    proves = strict and kind in ("bottom", "top") and k < A.shape[1]
+    bound = prove(A, part, kind, largest) if proves else None
+    return Certificate(
+        part.algorithm, part.estimate, left, right, orthonormality, part.probe, strict, bound, tuple(refused)
+    )
+
+
+def prove(A: Tensor, part: Part, kind: str, largest: float) -> float:
+    """Prove that a part misses no smaller (larger) singular value; returns the bound on its energy's relative error.
+
+    Raises:
+        Refused: some singular value outside lies inside the part's edge, or the edge is below what a Gram matrix of
+            float64 resolves.
+    """
+    G = A.to(torch.float64).T @ A.to(torch.float64)
+    V, theta = part.V, part.S.square()
+    sign = 1.0 if kind == "bottom" else -1.0
+    edge = float(theta[0] if kind == "bottom" else theta[-1])
+    rounding = 4 * A.shape[1] * torch.finfo(torch.float64).eps * largest**2
+    slack = max(SLACK, 2 * rounding / edge) if edge > 0 else 1.0
+    if slack > WIDEST:
+        raise Refused(f"edge: {edge**0.5:.3g} is below what its Gram matrix resolves")
+    mu = (1 - sign * slack) * edge
+    lifted = sign * G + 2 * largest**2 * (V @ V.T)
+    lifted.diagonal().sub_(sign * mu + rounding)
+    if int(torch.linalg.cholesky_ex(lifted).info) != 0:
+        raise Refused("inertia: a singular value outside lies inside the edge")
+    residual = float(torch.linalg.vector_norm(G @ V - V * theta)) ** 2
+    energy = float(theta.sum())
+    return min(_error(theta, mu, residual, share, sign) for share in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)) / energy
+
+
+def _error(theta: Tensor, mu: float, residual: float, share: float, sign: float) -> float:
+    """How much the energy can be off, 1/t being `share` of mu."""
+    beyond = mu * (1 - sign * share)
+    return float((sign * (theta - beyond)).clamp_min(0).sum()) + residual / (share * mu)
+
+
+def _defect(X: Tensor) -> float:  # (n, r)
+    X = X.to(torch.float64)
+    return float(torch.linalg.matrix_norm(X.T @ X - torch.eye(X.shape[1], dtype=X.dtype, device=X.device)))
+
+
+def _require(what: str, value: float, allowed: float) -> None:
+    if not value <= allowed:
+        raise Refused(f"{what}: {value:.3g}, allowed {allowed:.3g}")

@@ -1,42 +1,140 @@
-"""A decomposition by what is needed of it: `bottom(W, r)`, `top(W, r)`, `take(W, indices)`, `full(W)`."""
+"""A decomposition by what is needed of it: `bottom(W, r)`, `top(W, r)`, `take(W, indices)`, `full(W)`.
+
+Each asks the fastest algorithm that suits the matrix first. Its result is checked (`certificate.py`); a result that
+fails is thrown away and the next safer algorithm computes it, down to LAPACK in float64. Nothing that failed a check is
+given out, and the certificate names what was refused before.
+
+    bottom, square            lu               cholesky-float64   gram   lapack-float64
+    bottom, rectangular       cholesky-float32 cholesky-float64   gram   lapack-float64
+    bottom, on a GPU                           cholesky-float64   gram   lapack-float64
+    top                       krylov                              gram   lapack-float64
+    small, or r above n / 6                                       gram   lapack-float64
+    indices                                                       gram   lapack-float64
+    all                       lapack-float32                             lapack-float64
+
+What the results keep to (sigma_1 the largest singular value, eps32 = 2^-23; the tests measure it):
+
+- captured energy within 1e-4 of the optimum, or within r (4 eps32 sigma_1)^2 of it where that is more;
+- ||U^T U - I||_F and ||V^T V - I||_F at most 1e-6 after the cast to float32 (8 eps32 sqrt(max(m, n)) for `full`);
+- the smaller of the two residuals at most 1e-6 sigma_1, the larger at most 5e-3 sigma_1;
+- U in the left null space where sigma is zero;
+- the same weight gives the same factors to rounding in one process and in another: every start is seeded, signs are
+  fixed. On another number of threads, another processor or device, products are summed in another order, so that vectors
+  agree to about 1e-5 where their singular values are apart by 1 %; within a cluster only their span does. Ranks that
+  must hold the same numbers to the last bit read them from one store.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from milora.linalg.certificate import Certificate
+from milora.errors import MiloraError
+from milora.linalg import cholesky, golub_kahan, gram, lapack, lu
+from milora.linalg.certificate import Refused, certify, norm_estimate
+from milora.linalg.krylov import NotConverged
+from milora.linalg.parts import Part, Unsafe
 from milora.linalg.svd import SVD, check_rank, fix_signs, middle_indices, prepare
 
 # Rises whenever the numbers that come out of this room may change; it is part of the store's keys.
-VERSION = 1
+VERSION = 2
+SEED = 20_240_613  # of the random starts: the day of the MiLoRA paper's first version
+SMALL = 256  # a side up to this: all eigenvectors cost less than an iteration
+CROWDED = 6  # and so they do for a part of more than 1 / CROWDED of all triplets
+TOLERANCE = {"bottom": 1e-4, "top": 1e-5}
+
+Algorithm = Callable[[], Part]
 
 
 def bottom(W: Tensor, r: int, *, strict: bool = False) -> SVD:  # W (m, n)
-    """The r minor triplets."""
-    check_rank(r, min(W.shape))
-    return full(W).bottom(r)
+    """The r minor triplets.
+
+    Args:
+        W: any floating dtype; float16 and bfloat16 are up-cast to float32, float64 stays.
+        r: 1 to min(m, n).
+        strict: prove by an inertia count that no smaller singular value was missed (about a third more time).
+
+    Returns:
+        U (m, r), S (r,), Vh (r, n) in float32 (float64 for a float64 weight), on W's device, certified.
+
+    Raises:
+        MiloraError: W is no matrix, is empty or holds NaN or Inf; a rank it does not have.
+    """
+    return _solve(W, "bottom", r, strict=strict)
 
 
 def top(W: Tensor, r: int, *, strict: bool = False) -> SVD:  # W (m, n)
-    """The r principal triplets."""
-    check_rank(r, min(W.shape))
-    return full(W).top(r)
+    """The r principal triplets; arguments, result and errors are those of `bottom`."""
+    return _solve(W, "top", r, strict=strict)
 
 
 def take(W: Tensor, indices: Tensor) -> SVD:  # W (m, n), indices (r,) rising
-    """The triplets at `indices`, 0 being the largest singular value."""
-    return full(W).take(indices)
+    """The triplets at `indices`, 0 being the largest singular value; result and errors are those of `bottom`."""
+    k = min(W.shape) if W.ndim == 2 else 0
+    check_rank(len(indices), k)
+    if int(indices.min()) < 0 or int(indices.max()) >= k or bool((indices.diff() <= 0).any()):
+        raise MiloraError(f"indices: got {indices.tolist()}, allowed rising numbers from 0 to {k - 1}")
+    return _solve(W, "take", len(indices), indices=indices)
 
 
 def full(W: Tensor) -> SVD:  # W (m, n)
-    """All k = min(m, n) triplets, by LAPACK, at least in float32."""
+    """All k = min(m, n) triplets; result and errors are those of `bottom`."""
+    return _solve(W, "full", min(W.shape) if W.ndim == 2 else 0)
+
+
+def _solve(W: Tensor, kind: str, r: int, *, indices: Tensor | None = None, strict: bool = False) -> SVD:
     W = prepare(W)
-    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
-    U, Vh = fix_signs(U, Vh)
-    # The backward error of a Householder SVD is a small multiple of eps * sigma_1 that grows like sqrt(dimension).
-    resolution = float(S[0]) * torch.finfo(W.dtype).eps * max(W.shape) ** 0.5
-    return SVD(U, S, Vh, resolution, Certificate("lapack", 0.0, 0.0, 0.0, 0.0))
+    check_rank(r, min(W.shape))
+    # Entries of order 1 neither overflow nor vanish when they are squared; a power of two changes no digit.
+    scale = 2.0 ** math.frexp(float(W.abs().max()))[1]
+    A = (W if W.shape[0] >= W.shape[1] else W.T) / scale
+    largest = norm_estimate(A)
+    refused: list[str] = []
+    for name, algorithm in _algorithms(A, kind, r, indices):
+        try:
+            part = algorithm()
+            found = certify(A, part, kind, largest, strict=strict, refused=tuple(refused))
+        except (Unsafe, NotConverged, Refused, torch.linalg.LinAlgError):
+            refused.append(name)
+            continue
+        U, S, V = (x.to(W.dtype) for x in (part.U, part.S * scale, part.V))
+        U, Vh = fix_signs(U, V.T) if W.shape[0] >= W.shape[1] else fix_signs(V, U.T)
+        return SVD(U, S, Vh, largest * scale * torch.finfo(W.dtype).eps * max(W.shape) ** 0.5, found)
+    raise RuntimeError(f"no algorithm decomposes this {tuple(W.shape)} weight within its checks: {', '.join(refused)}")
+
+
+def _algorithms(A: Tensor, kind: str, r: int, indices: Tensor | None) -> Iterator[tuple[str, Algorithm]]:
+    """The algorithms for a part of A (m, n), m >= n, the fastest first."""
+    n = A.shape[1]
+    generator = torch.Generator().manual_seed(SEED)
+    if kind == "full":
+        yield "lapack-float32", partial(lapack.part, A, torch.arange(n), A.dtype)
+        yield "lapack-float64", partial(lapack.part, A, torch.arange(n), torch.float64)
+        return
+    wanted = {"bottom": torch.arange(n - r, n), "top": torch.arange(r), "take": indices}[kind]
+    assert wanted is not None
+    if kind != "take" and n > SMALL and r <= n // CROWDED:
+        yield from _iterative(A, kind, r, generator)
+    yield "gram", partial(gram.part, A, wanted, generator)
+    yield "lapack-float64", partial(lapack.part, A, wanted, torch.float64)
+
+
+def _iterative(A: Tensor, kind: str, r: int, generator: torch.Generator) -> Iterator[tuple[str, Algorithm]]:
+    tolerance = TOLERANCE[kind]
+    if kind == "top":
+        # Few columns a block: the degree of the space counts, and each column costs the same.
+        yield "krylov", partial(golub_kahan.top, A, r, max(8, -(-r // 4)), tolerance, generator)
+        return
+    b = max(8, -(-3 * r // 32) * 4)
+    if not A.is_cuda and A.shape[0] == A.shape[1]:
+        yield "lu", partial(lu.bottom, A, r, b, tolerance, generator)
+    elif not A.is_cuda and A.dtype == torch.float32:
+        yield "cholesky-float32", partial(cholesky.bottom, A, r, b, tolerance, generator, precision=torch.float32)
+    yield "cholesky-float64", partial(cholesky.bottom, A, r, b, tolerance, generator, precision=torch.float64)
 
 
 class Decomposition:
