@@ -14,7 +14,7 @@ from milora.cli import app as command_line
 from milora.cli.app import app, main
 from milora.errors import MiloraError
 
-VERBS = ["train", "eval", "forgetting", "export", "merge", "methods", "recipes", "demo"]
+VERBS = ["train", "eval", "forgetting", "export", "merge", "methods", "recipes", "demo", "cache"]
 
 
 @pytest.fixture

@@ -89,13 +89,14 @@ class SpectralModel(BaseTuner):
         self._prepare_adapter_config(config, self.get_model_config(model))
         _maybe_include_all_linear_layers(config, model)
         inside = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-        adapted = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, inside))
-        names = [n for n, _ in model.named_modules() if n and not n.startswith(adapted or ("\0",))]
-        targets = {n: model.get_submodule(n) for n in names if self._check_target_module_exists(config, n)}
+        modules = dict(model.named_modules())
+        adapted = tuple(f"{n}." for n, m in modules.items() if isinstance(m, inside))
+        names = [n for n in modules if n and not n.startswith(adapted or ("\0",))]
+        targets = {n: modules[n] for n in names if self._check_target_module_exists(config, n)}
         if not targets:
             asked = config.target_modules or ()
             wanted = asked if isinstance(asked, str) else sorted(asked)
-            leaves = sorted({n.rsplit(".", 1)[-1] for n in names if _is_linear(model.get_submodule(n))})
+            leaves = sorted({n.rsplit(".", 1)[-1] for n in names if _is_linear(modules[n])})
             raise MiloraError(f"target_modules: {wanted} matches nothing, allowed e.g. {', '.join(leaves)}")
         return targets
 

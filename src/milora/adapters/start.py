@@ -1,10 +1,11 @@
-"""The factors at the start: of one layer, or of all targeted layers at once, read from the store where it holds them."""
+"""The factors at the start, of one layer or of all targeted ones; read from the store where it holds them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from peft.utils import resolve_quantization_backend
@@ -21,17 +22,18 @@ from milora.methods import Choice, Factors, get_method
 
 
 @contextmanager
-def base_weight(target: nn.Module) -> Iterator[Tensor]:  # (out, in)
+def base_weight(target: nn.Module) -> Generator[Tensor]:  # (out, in)
     """The weight of a base or adapted layer as it is without adapters: whole, dequantised, unmerged."""
     base = target.get_base_layer() if isinstance(target, SpectralLinear) else target
     with gather_params_ctx(base.parameters()):
         if isinstance(target, SpectralLinear):
             yield target.unmerged_weight()
         elif isinstance(base, Conv1D):
-            yield base.weight.T
+            yield cast(Tensor, base.weight).T
         else:
             backend = resolve_quantization_backend(base)
-            yield backend.get_base_weight(base) if backend is not None else base.weight
+            weight = backend.get_base_weight(base) if backend is not None else base.weight
+            yield cast(Tensor, weight)
 
 
 def layer_factors(

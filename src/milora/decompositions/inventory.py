@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from milora.decompositions.entry import Corrupt, EntryName, read_entry
+from milora.decompositions.entry import Corrupt, EntryName, read_entry, read_record
+from milora.linalg import Certificate
 
 LOCK = ".lock"
 
@@ -51,6 +53,28 @@ def entries_of(weight: Path) -> list[Entry]:
                 state = file.stat()
                 found.append(Entry(Path(file.path), name, state.st_size, state.st_mtime))
     return sorted(found, key=lambda e: e.path.name)
+
+
+def described(entry: Entry) -> dict[str, Any]:
+    """An entry for people and machines: what its name and its record say; the record is not checked."""
+    said: dict[str, Any] = {
+        "path": str(entry.path),
+        "weight": "(cannot be read)",
+        "shape": None,
+        "part": entry.name.part,
+        "dtype": entry.name.dtype,
+        "version": entry.name.version,
+        "algorithm": None,
+        "worst": None,
+        "bytes": entry.size,
+        "used": entry.used,
+    }
+    with suppress(OSError, Corrupt, TypeError, KeyError):
+        record = read_record(entry.path)
+        certificate = Certificate.from_dict(record["certificate"])
+        said |= {"weight": record["name"] or record["key"], "shape": record["shape"]}
+        said |= {"algorithm": certificate.algorithm, "worst": certificate.worst}
+    return said
 
 
 def remove(entry: Entry) -> bool:

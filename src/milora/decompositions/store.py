@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
@@ -272,7 +272,7 @@ def store_folder() -> Path:
 
 
 @contextmanager
-def using(store: Store | None) -> Iterator[None]:
+def using(store: Store | None) -> Generator[None]:
     """Within the block, this process reads from and writes to the given store; None is none."""
     _chosen.append(store)
     try:
