@@ -77,29 +77,27 @@ class SpectralLinear(nn.Module, BaseTunerLayer):
         """
         method = get_method(config.method)
         r, scale = config.rank(key), config.scale(key)
-        self.r[adapter_name], self.scaling[adapter_name], self.dead[adapter_name] = r, scale, 0
+        self.r[adapter_name], self.scaling[adapter_name], self.dead[adapter_name] = (
+            r,
+            scale,
+            0 if factors is None else factors.dead,
+        )
         self.spectral_dropout[adapter_name] = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
         weight = self.base_layer.weight
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        shape: dict[str, Any] = {"dtype": dtype, "device": weight.device}
-        self.spectral_L0[adapter_name] = nn.Parameter(torch.zeros(self.out_features, r, **shape))
-        self.spectral_dR[adapter_name] = nn.Parameter(torch.zeros(r, self.in_features, **shape))
+        like: dict[str, Any] = {"dtype": dtype, "device": weight.device}
+        L0 = torch.zeros(self.out_features, r, **like) if factors is None else _owned(factors.L0, **like)
+        self.spectral_L0[adapter_name] = nn.Parameter(L0)
+        self.spectral_dR[adapter_name] = nn.Parameter(torch.zeros(r, self.in_features, **like))
         if "L" in method.trains:
-            self.spectral_R0[adapter_name] = nn.Parameter(torch.zeros(r, self.in_features, **shape))
-            self.spectral_dL[adapter_name] = nn.Parameter(torch.zeros(self.out_features, r, **shape))
+            given = None if factors is None else factors.R0
+            R0 = torch.zeros(r, self.in_features, **like) if given is None else _owned(given, **like)
+            self.spectral_R0[adapter_name] = nn.Parameter(R0)
+            self.spectral_dL[adapter_name] = nn.Parameter(torch.zeros(self.out_features, r, **like))
         self.frozen_peft_weight_names[adapter_name] = ("spectral_L0", "spectral_R0")
-        if factors is not None:
-            self._fill(adapter_name, factors)
-        elif not self.spectral_L0[adapter_name].is_meta:
+        if factors is None and not self.spectral_L0[adapter_name].is_meta:
             self._awaiting.add(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
-
-    @torch.no_grad()
-    def _fill(self, adapter_name: str, factors: Factors) -> None:
-        self.spectral_L0[adapter_name].copy_(factors.L0)
-        if factors.R0 is not None:
-            self.spectral_R0[adapter_name].copy_(factors.R0)
-        self.dead[adapter_name] = factors.dead
 
     def unmerged_weight(self) -> Tensor:  # (out, in)
         """The base weight as it is without adapters, dequantised where it is quantised."""
@@ -219,3 +217,9 @@ def features(base_layer: nn.Module) -> tuple[int, int]:
         in_, out = base_layer.weight.shape
         return int(in_), int(out)
     return int(base_layer.in_features), int(base_layer.out_features)  # pyright: ignore[reportArgumentType]
+
+
+def _owned(factor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A factor as a parameter takes it: in rows, in memory that is its own and no view of something larger."""
+    own = factor.detach().to(device, dtype).contiguous()
+    return own if own.untyped_storage().nbytes() == own.nbytes else own.clone()
