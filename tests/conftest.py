@@ -23,6 +23,8 @@ def use_a_cache_of_its_own() -> None:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "models").symlink_to(models.resolve())
     os.environ["MILORA_CACHE"] = str(folder)
+    for setting in ("MILORA_CACHE_SIZE", "MILORA_STORE"):
+        os.environ.pop(setting, None)
 
 
 use_a_cache_of_its_own()

@@ -13,7 +13,7 @@ from adapters.steps import adapt, logits, train_steps
 from milora.adapters import SpectralConfig, SpectralLinear
 from milora.decompositions import Part, Store, inventory, using
 from milora.errors import MiloraError
-from milora.methods import METHODS
+from milora.methods import METHODS, Factors
 from milora.models import digest
 
 METHOD_NAMES = sorted(METHODS)
@@ -54,13 +54,14 @@ def test_a_start_from_the_store_is_the_start_that_filled_it(base, store, compute
     assert [p for _, p in inventory.verify(store.folder)] == [None] * 14
 
 
-def test_training_writes_nothing_into_the_store(base, ids, store):
-    adapt(base(), "mica")
-    held = {e.path: e.path.read_bytes() for e in inventory.entries(store.folder)}
-    adapted = adapt(base(), "mica")
-    for value in factors(adapted).values():
-        value.add_(1.0)
-    assert {e.path: e.path.read_bytes() for e in inventory.entries(store.folder)} == held
+def test_factors_become_parameters_of_their_own():
+    wide, long = torch.randn(4, 16).T, torch.randn(20, 24)
+    config = SpectralConfig(method="milora", r=4, target_modules=["0"])
+    layer = SpectralLinear(nn.Linear(24, 16), "default", config, "0", factors=Factors(wide, long[4:8], dead=2))
+    L0, R0 = layer.spectral_L0["default"], layer.spectral_R0["default"]
+    assert torch.equal(L0, wide) and torch.equal(R0, long[4:8]) and layer.dead["default"] == 2
+    for value in (L0, R0):
+        assert value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes
 
 
 def test_one_entry_serves_two_methods_and_the_precisions_of_one_checkpoint(base, store, computed):

@@ -50,6 +50,14 @@ def test_what_is_read_is_what_was_computed(store, W, computed, part, dtype):
         assert torch.equal(first.S, full(W).S) and first.U.shape == (24, 0) and first.Vh.shape == (0, 16)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_what_is_read_goes_where_the_weight_is(store, W, computed):
+    first = store.compute(W, Part.bottom(4))
+    again = store.compute(W.cuda(), Part.bottom(4))
+    assert again.U.is_cuda and again.S.is_cuda and again.Vh.is_cuda and torch.equal(again.U.cpu(), first.U)
+    assert computed == ["bottom-4"]
+
+
 @pytest.mark.parametrize("kind", ["bottom", "top"])
 def test_a_larger_rank_serves_every_smaller_one(store, W, computed, kind):
     small = store.compute(W, Part(kind, 3))

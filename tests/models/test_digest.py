@@ -58,3 +58,9 @@ def test_nothing_but_numbers_has_a_name_too():
     weights = [torch.full((2, 2), v) for v in (float("nan"), float("inf"), 0.0, 1.0)]
     assert len({weight_digest(w).key for w in weights}) == 4
     assert weight_digest(torch.arange(6, dtype=torch.uint8)) == weight_digest(torch.arange(6.0))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_the_device_does_not_matter(W):
+    for weight in (W, W.T, W.bfloat16()):
+        assert weight_digest(weight.cuda()) == weight_digest(weight)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from milora.decompositions.part import Part
@@ -92,19 +92,22 @@ def read_record(path: Path) -> dict[str, Any]:
         Corrupt: the file's head is broken.
         FileNotFoundError: it is not there (any more).
     """
-    return _parsed(_open(path)[0])
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+    except (SafetensorError, ValueError) as error:
+        raise Corrupt(f"broken or truncated: {' '.join(str(error).split())}") from error
+    return _parsed(_with_record(metadata))
 
 
 def read_entry(path: Path) -> tuple[SVD, dict[str, Any]]:
     """Read an entry and check it: checksum, names, shapes, finite numbers.
 
-    The tensors are views of the mapped file; writing to them does not change it.
-
     Raises:
         Corrupt: it is not what was written.
         FileNotFoundError: it is not there (any more).
     """
-    metadata, tensors = _open(path, read=True)
+    metadata, tensors = _whole(path)
     if tensors.keys() != {"U", "S", "Vh"} or metadata.get("checksum") != _checksum(metadata["record"], tensors):
         raise Corrupt("its checksum does not match")
     record = _parsed(metadata)
@@ -123,16 +126,21 @@ def read_entry(path: Path) -> tuple[SVD, dict[str, Any]]:
     return svd, record
 
 
-def _open(path: Path, read: bool = False) -> tuple[dict[str, str], dict[str, Tensor]]:
+def _whole(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    # Read rather than mapped: a mapped file that is replaced on another machine kills whoever looks at it.
+    content = path.read_bytes()
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {n: file.get_tensor(n) for n in file.keys()} if read else {}  # noqa: SIM118
-    except (SafetensorError, ValueError, UnicodeDecodeError) as error:
+        tensors = load(content)
+        head = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise Corrupt(f"broken or truncated: {' '.join(str(error).split())}") from error
-    if "record" not in metadata:
+    return _with_record(head.get("__metadata__")), tensors
+
+
+def _with_record(metadata: dict[str, str] | None) -> dict[str, str]:
+    if not metadata or "record" not in metadata:
         raise Corrupt("it holds no record")
-    return metadata, tensors
+    return metadata
 
 
 def _parsed(metadata: dict[str, str]) -> dict[str, Any]:
