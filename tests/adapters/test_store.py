@@ -1,6 +1,7 @@
 """Adapters made from the store."""
 
 import copy
+import gc
 import logging
 
 import pytest
@@ -117,3 +118,17 @@ def test_a_transposed_weight_has_the_entry_of_its_matrix(store, computed):
     ]
     assert computed == ["bottom-4"]
     assert all(torch.equal(a, b) for a, b in zip(*(factors(m).values() for m in made), strict=True))
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_collected_afterwards_as_it_was_before(base, store, monkeypatch, enabled):
+    seen: list[bool] = []
+    make = SpectralLinear.update_layer
+    monkeypatch.setattr(SpectralLinear, "update_layer", lambda *a, **k: (seen.append(gc.isenabled()), make(*a, **k))[1])
+    try:
+        gc.enable() if enabled else gc.disable()
+        adapt(base(), "milora")
+        after = gc.isenabled()
+    finally:
+        gc.enable()
+    assert seen == [False] * 14 and after == enabled
