@@ -20,7 +20,7 @@ from peft.utils import (
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from milora.adapters.config import SpectralConfig, matching_pattern
+from milora.adapters.config import SpectralConfig
 from milora.adapters.layer import SpectralLinear, features
 from milora.adapters.registration import PREFIX
 from milora.adapters.start import all_factors, base_weight
@@ -28,6 +28,7 @@ from milora.errors import MiloraError
 from milora.methods import Factors
 from milora.models.digest import Digest, weight_digest
 from milora.models.fingerprint import fingerprint, precision
+from milora.models.targets import matching_pattern
 
 
 class SpectralModel(BaseTuner):
