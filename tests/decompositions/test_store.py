@@ -47,7 +47,7 @@ def test_what_is_read_is_what_was_computed(store, W, computed, part, dtype):
     if direct:
         assert same(first, direct())
     else:
-        assert torch.equal(first.S, full(W).S) and first.U.shape == (24, 0) and first.Vh.shape == (0, 16)
+        assert torch.allclose(first.S, full(W).S) and first.U.shape == (24, 0) and first.Vh.shape == (0, 16)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -69,15 +69,16 @@ def test_a_larger_rank_serves_every_smaller_one(store, W, computed, kind):
     assert len(small) == 3
 
 
-def test_full_serves_all_and_takes_nothing_away(store, W, computed):
+def test_full_serves_every_part_and_takes_nothing_away(store, W, computed):
     store.compute(W, Part.bottom(2))
     whole = store.compute(W, Part.full())
     assert len(names(store)) == 2
     assert same(store.compute(W, Part.top(5)), whole.top(5))
     assert same(store.compute(W, Part.bottom(5)), whole.bottom(5))
     assert same(store.compute(W, Part.take([1, 7])), whole.take(torch.tensor([1, 7])))
-    assert torch.equal(store.compute(W, Part.values()).S, whole.S)
     assert computed == ["bottom-2", "full"]
+    store.compute(W, Part.values())  # more exact than the values of the whole
+    assert computed == ["bottom-2", "full", "values"]
 
 
 def test_other_parts_serve_nothing_else(store, W, computed):

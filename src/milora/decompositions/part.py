@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
@@ -15,6 +15,7 @@ from milora import linalg
 from milora.errors import MiloraError
 from milora.linalg import SVD
 from milora.linalg.svd import check_rank
+from milora.linalg.values import values
 
 Kind = Literal["bottom", "top", "take", "full", "values"]
 
@@ -83,11 +84,14 @@ class Part:
             return linalg.top(W, self.r or 0, strict=strict)
         if self.kind == "take":
             return linalg.take(W, torch.tensor(self.indices))
-        return linalg.full(W) if self.kind == "full" else self.of(Part.full(), linalg.full(W))
+        return linalg.full(W) if self.kind == "full" else values(W)
 
     def serves(self, other: Part) -> bool:
-        """Whether the other part can be cut from this one."""
-        if self == other or (self.kind == "full" and other.kind != "full"):
+        """Whether the other part can be cut from this one.
+
+        All singular values are computed to float64's accuracy, which those beside float32 vectors do not have.
+        """
+        if self == other or (self.kind == "full" and other.kind in ("bottom", "top", "take")):
             return True
         return self.kind == other.kind and self.kind in ("bottom", "top") and (self.r or 0) >= (other.r or 0)
 
@@ -99,9 +103,7 @@ class Part:
             return svd.bottom(self.r or 0)
         if self.kind == "top":
             return svd.top(self.r or 0)
-        if self.kind == "take":
-            return svd.take(torch.tensor(self.indices))
-        return replace(svd, U=svd.U[:, :0], Vh=svd.Vh[:0])
+        return svd.take(torch.tensor(self.indices))
 
     def lengths(self, k: int) -> tuple[int, int]:
         """How many vectors and how many singular values it has, of k."""
