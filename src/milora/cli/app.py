@@ -13,7 +13,19 @@ from collections.abc import Generator, Sequence
 import typer
 
 from milora import __version__
-from milora.cli import cache, demo, evaluate, export, forgetting, merge, methods, recipes, train
+from milora.cli import (
+    cache,
+    decompose,
+    demo,
+    evaluate,
+    export,
+    forgetting,
+    merge,
+    methods,
+    recipes,
+    spectrum,
+    train,
+)
 from milora.cli.output import Mode, Output
 from milora.errors import MiloraError
 
@@ -31,6 +43,8 @@ app.command("eval")(evaluate.evaluate)
 app.command("forgetting")(forgetting.forgetting)
 app.command("export")(export.export)
 app.command("merge")(merge.merge)
+app.command("decompose")(decompose.decompose)
+app.command("spectrum")(spectrum.spectrum)
 app.command("methods")(methods.methods)
 app.add_typer(recipes.app, name="recipes")
 app.command("demo")(demo.demo)
