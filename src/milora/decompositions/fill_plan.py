@@ -81,5 +81,5 @@ def needed_store() -> Store:
     """
     store = default_store()
     if store is None:
-        raise MiloraError("store: it is switched off, allowed here only on; unset MILORA_STORE")
+        raise MiloraError("store: it is switched off, allowed here only on; leave out --no-store, unset MILORA_STORE")
     return store

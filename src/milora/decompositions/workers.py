@@ -88,8 +88,10 @@ def fill(
         MiloraError: no weights, procs below 1, or above 1 under torchrun.
     """
     rank = Rank.of_environment()
-    if procs < 1 or (procs > 1 and rank.world_size > 1):
-        raise MiloraError(f"procs: got {procs}, allowed 1 or more, and 1 where WORLD_SIZE is {rank.world_size}")
+    if procs < 1:
+        raise MiloraError(f"procs: got {procs}, allowed 1 or more")
+    if procs > 1 and rank.world_size > 1:
+        raise MiloraError(f"procs: got {procs} under WORLD_SIZE={rank.world_size}, allowed 1: each rank is a process")
     if not weights:
         raise MiloraError("weights: got none, allowed at least one")
     started = time.perf_counter()
