@@ -39,15 +39,20 @@ def filling(output: Output) -> Iterator[Callable[[FillProgress], None]]:
         TextColumn("{task.fields[rate]:.2f}/s  worst {task.fields[worst]}"),
     )  # fmt: skip
     # One large matrix may take a minute, and the time left is an average over some of them.
-    with Progress(*columns, console=output.console, transient=True, speed_estimate_period=600) as bars:
-        tasks: list[TaskID] = []
+    bars = Progress(*columns, console=output.console, transient=True, speed_estimate_period=600)
+    tasks: list[TaskID] = []
 
-        def show(now: FillProgress) -> None:
-            # Only who is told anything draws a bar: of several ranks, the first.
-            if not tasks:
-                tasks.append(bars.add_task("", total=1.0, count="", rate=0.0, worst=""))
-            worst = "-" if now.worst is None else f"{now.worst:.1e}"
-            count = f"{now.done}/{now.total}"
-            bars.update(tasks[0], completed=now.share, count=count, rate=now.per_second, worst=worst)
+    def show(now: FillProgress) -> None:
+        # Only who is told anything draws a bar: of several ranks, the first.
+        if not tasks:
+            bars.start()
+            tasks.append(bars.add_task("", total=1.0, count="", rate=0.0, worst=""))
+        worst = "-" if now.worst is None else f"{now.worst:.1e}"
+        count = f"{now.done}/{now.total}"
+        bars.update(tasks[0], completed=now.share, count=count, rate=now.per_second, worst=worst)
 
+    try:
         yield show
+    finally:
+        if tasks:
+            bars.stop()

@@ -47,23 +47,22 @@ def spectrum(
     if output is not None:
         draw(measured, output, title=Path(model).name)
     record = {"model": model, "found_by": found.found_by, **measured.as_dict(), "picture": output and str(output)}
-    types = [(f"{name} ({t['matrices']})", t) for name, t in record["module_types"].items()]
     rows = [
         [name if over == "median" else "", over, *(t[m][over] for m in MEASURES)]
-        for name, t in types
+        for name, t in record["module_types"].items()
         for over in ("median", "min", "max")
     ]
     shown = _tables(["module", "over"], rows, rank, interval)
     if layers:
         each = [[layer["name"], *(layer[m] for m in MEASURES)] for layer in record["layers"]]
         shown += _tables(["layer"], each, rank, interval)
-    screen.result(record, Group(*shown), essence=str(output or ""))
+    screen.result(record, Group(f"{len(measured.layers)} matrices", "", *shown), essence=str(output or ""))
 
 
 def _tables(named: list[str], rows: list[list[Any]], rank: int, interval: tuple[float, float]) -> list[Any]:
     """Two tables, which fit a terminal where one would not: of the values, and of what they are shares of."""
     low, high = interval
-    size = ["sigma_1", "median", "sigma_k", "condition", "eff. rank", "stable rank"]
+    size = ["sigma_1", "median", "sigma_k", "condition", "eff.rank", "stable"]
     share = [f"energy bottom {rank}", f"energy top {rank}", f"in {low:g} to {high:g}", "deficient"]
     first, split = len(named), len(named) + len(size)
     short = [[*row[:first], *(_three_digits(value) for value in row[first:])] for row in rows]
