@@ -29,6 +29,7 @@ MATRICES = {
     "zero": torch.zeros(6, 4),
     "rank_deficient": random(30, 5) @ random(5, 18),
     "condition_1e3": with_spectrum(torch.logspace(0, -3, 16, dtype=torch.float64), 40, 16),
+    "condition_1e6": with_spectrum(torch.logspace(0, -6, 16, dtype=torch.float64), 40, 16),
     "condition_1e9": with_spectrum(torch.logspace(0, -9, 16, dtype=torch.float64), 40, 16),
     "tiny": random(24, 8) * 1e-30,
     "huge": random(24, 8).double() * 1e200,
@@ -49,6 +50,7 @@ def test_equals_float64_lapack(name: str):
 
 def test_a_gram_matrix_serves_only_where_the_smallest_value_is_exact():
     assert values(MATRICES["condition_1e3"]).certificate.algorithm == "values_gram"
+    assert values(MATRICES["condition_1e6"]).certificate.algorithm == "values_lapack"
     assert values(MATRICES["condition_1e9"]).certificate.algorithm == "values_lapack"
     assert values(MATRICES["rank_deficient"]).certificate.algorithm == "values_lapack"
     assert values(MATRICES["square"]).certificate.algorithm == "values_lapack"

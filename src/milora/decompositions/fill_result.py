@@ -40,7 +40,8 @@ class Filled:
         unfinished: the names of those that nobody finished.
         removed: how many the store's limit has removed again.
         lost_workers: what became of workers that ended early.
-        seconds, matrices_per_second: of the whole call.
+        seconds, matrices_per_second: of the whole call, the start of its processes included.
+        busy_seconds: the time spent on matrices, from reading to keeping, summed over the processes.
         algorithms: how often each was used, over all parts.
         refused: how often an algorithm's result failed its check and another one was taken.
         worst: the worst values of the certificates: residual is the smaller one of each part and residual_other the
@@ -62,6 +63,7 @@ class Filled:
     removed: int
     lost_workers: list[str]
     seconds: float
+    busy_seconds: float
     matrices_per_second: float
     algorithms: dict[str, int]
     refused: dict[str, int]
@@ -126,11 +128,12 @@ def add_up(job: Job, seconds: float, lost_workers: Sequence[str] = ()) -> Filled
         computed=sum(r["computed"] for r in good),
         found=sum(not r["computed"] for r in good),
         failed=[{"name": r["name"], "error": r["error"]} for r in failed],
-        wrong_call=all(r["wrong_call"] for r in failed),
+        wrong_call=bool(failed) and all(r["wrong_call"] for r in failed),
         unfinished=[w.name for i, w in enumerate(job.weights) if i not in records],
         removed=sum(not _kept(job, i, r) for i, r in records.items() if r["error"] is None),
         lost_workers=list(lost_workers),
         seconds=seconds,
+        busy_seconds=sum(r["seconds"] for r in records.values()),
         matrices_per_second=len(good) / max(seconds, 1e-9),
         algorithms=dict(Counter(c["algorithm"] for c in certificates)),
         refused=dict(Counter(name for c in certificates for name in c["refused"])),
