@@ -26,8 +26,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from milora import SpectralConfig
-from milora.adapters import layer
-from milora.linalg import SVD
+from milora.decompositions import Store, using
 from milora.methods import METHODS
 from milora.models.atomic import write_text
 from milora.runs.provenance import hardware, versions
@@ -68,20 +67,6 @@ def change(model: Any) -> None:
         parameter.data += step.to(parameter.dtype)
 
 
-def share_decompositions() -> None:
-    """Decompose each weight once for all methods of this package: what is measured is what they make of it."""
-    known: dict[tuple[Any, ...], SVD] = {}
-    compute = layer.svd
-
-    def remembered(W: torch.Tensor) -> SVD:
-        key = (W.shape, W.sum().item(), W[0, 0].item())
-        if key not in known:
-            known[key] = compute(W)
-        return known[key]
-
-    layer.svd = remembered
-
-
 def measure(base: str, config: Callable[[], PeftConfig], train_mode: bool) -> dict[str, Any]:
     """One method: its start, its disabled state, and its reload."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).eval()
@@ -108,15 +93,16 @@ def main() -> None:
     parser.add_argument("--model_name_or_path", required=True)
     parser.add_argument("--output", type=Path, required=True)
     given = parser.parse_args()
-    share_decompositions()
-    found = {
-        f"milora: {name}": measure(
-            given.model_name_or_path,
-            lambda name=name: SpectralConfig(method=name, r=R, lora_dropout=0.05, target_modules="all-linear"),
-            train_mode=True,
-        )
-        for name in METHODS
-    }
+    # Each weight is decomposed once for all methods of this package: what is measured is what they make of it.
+    with tempfile.TemporaryDirectory() as folder, using(Store(Path(folder))):
+        found = {
+            f"milora: {name}": measure(
+                given.model_name_or_path,
+                lambda name=name: SpectralConfig(method=name, r=R, lora_dropout=0.05, target_modules="all-linear"),
+                train_mode=True,
+            )
+            for name in METHODS
+        }
     for init in ("pissa", "pissa_niter_16"):
         found[f"peft: {init}"] = measure(
             given.model_name_or_path,

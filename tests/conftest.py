@@ -1,6 +1,9 @@
-"""Fixtures that every room's tests may ask for. Nothing here reaches the network."""
+"""Fixtures that every room's tests may ask for. Nothing here reaches the network or writes into the user's cache."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -8,6 +11,23 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
+
+from milora.models.cache import cache_folder
+
+
+def use_a_cache_of_its_own() -> None:
+    """Point MILORA_CACHE at a folder that goes with the session, in which the models are the user's."""
+    models = cache_folder() / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="milora-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (folder / "models").symlink_to(models.resolve())
+    os.environ["MILORA_CACHE"] = str(folder)
+    for setting in ("MILORA_CACHE_SIZE", "MILORA_STORE"):
+        os.environ.pop(setting, None)
+
+
+use_a_cache_of_its_own()
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"

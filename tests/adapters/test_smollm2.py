@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from adapters.steps import adapt, logits, train_steps
-from milora.adapters import SpectralLinear, export_lora, layer
+from milora.adapters import SpectralLinear, export_lora
+from milora.decompositions import Store, using
 from milora.demo import stock_peft
 from milora.methods import METHODS
 
@@ -24,20 +25,10 @@ ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.6}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_decomposition_serves_all_methods():
+def one_decomposition_serves_all_methods(tmp_path_factory):
     """Decompose each weight once for the whole module: what is tested here is what is made of it."""
-    known, compute = {}, layer.svd
-
-    def remembered(W):
-        key = (W.shape, W.dtype, W.float().sum().item(), W[0, 0].item())
-        if key not in known:
-            known[key] = compute(W)
-        return known[key]
-
-    patch = pytest.MonkeyPatch()
-    patch.setattr(layer, "svd", remembered)
-    yield
-    patch.undo()
+    with using(Store(tmp_path_factory.mktemp("store"))):
+        yield
 
 
 def fresh(smollm2, dtype):

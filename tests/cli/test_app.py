@@ -14,7 +14,9 @@ from milora.cli import app as command_line
 from milora.cli.app import app, main
 from milora.errors import MiloraError
 
-VERBS = ["train", "eval", "forgetting", "export", "merge", "methods", "recipes", "demo"]
+VERBS = [
+    "train", "eval", "forgetting", "export", "merge", "decompose", "spectrum", "methods", "recipes", "demo", "cache",
+]  # fmt: skip
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from milora.adapters.config import SpectralConfig, matching_name
+from milora.adapters.config import SpectralConfig
 from milora.errors import MiloraError
 from milora.models.checkpoint import check_safetensors, is_local
+from milora.models.targets import matching_name
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +10,7 @@ from peft import PeftConfig
 from milora.adapters.registration import add_peft_type
 from milora.errors import MiloraError
 from milora.methods import get_method
+from milora.models.targets import matching_pattern
 
 _BIAS = ("none", "all", "spectral_only")
 _COMPONENTS = ("random", "middle")
@@ -117,16 +116,6 @@ class SpectralConfig(PeftConfig):
         """The fields as JSON types; sets as sorted lists, so that equal configurations give equal files."""
         fields = super().to_dict()
         return {k: sorted(v) if isinstance(v, set) else v for k, v in fields.items()}  # pyright: ignore
-
-
-def matching_name(modules: Iterable[str], pattern: str) -> str | None:
-    """The first of the modules' names that a pattern matches."""
-    return next((m for m in modules if matching_pattern([pattern], m)), None)
-
-
-def matching_pattern(patterns: Iterable[str], module: str) -> str | None:
-    """The first pattern that matches a module's name as PEFT matches it: whole, or after a dot."""
-    return next((p for p in patterns if re.match(rf"(.*\.)?({p})$", module)), None)
 
 
 def _refuse(wrong: bool, name: str, got: object, allowed: str) -> list[str]:

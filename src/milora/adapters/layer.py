@@ -8,21 +8,18 @@ the rest. For a method in which only R trains, dL and R0 do not exist: y = W x +
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import resolve_quantization_backend
-from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from milora.adapters.config import SpectralConfig
 from milora.errors import MiloraError
-from milora.linalg import Decomposition
-from milora.methods import Choice, Factors, get_method
+from milora.methods import Factors, get_method
 
 
 class SpectralLinear(nn.Module, BaseTunerLayer):
@@ -34,6 +31,7 @@ class SpectralLinear(nn.Module, BaseTunerLayer):
         config: its configuration.
         key: the module's name in the model; it chooses patterns and seeds.
         quantization_backend: PEFT's access to a quantised weight, or None.
+        factors: see `update_layer`.
     """
 
     adapter_layer_names = ("spectral_dL", "spectral_dR", "spectral_L0", "spectral_R0")
@@ -46,6 +44,7 @@ class SpectralLinear(nn.Module, BaseTunerLayer):
         config: SpectralConfig,
         key: str,
         quantization_backend: Any = None,
+        factors: Factors | None = None,
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
@@ -64,51 +63,41 @@ class SpectralLinear(nn.Module, BaseTunerLayer):
         self.frozen_peft_weight_names = {}
         self._awaiting: set[str] = set()
         self._unmerged_weight: Tensor | None = None
-        self.update_layer(adapter_name, config, key)
+        self.update_layer(adapter_name, config, key, factors)
 
-    def update_layer(self, adapter_name: str, config: SpectralConfig, key: str) -> None:
-        """Add an adapter: its factors from this layer's weight, or empty ones where a saved adapter will fill them."""
+    def update_layer(self, adapter_name: str, config: SpectralConfig, key: str, factors: Factors | None = None) -> None:
+        """Add an adapter.
+
+        Args:
+            adapter_name: its name.
+            config: its configuration.
+            key: the module's name in the model.
+            factors: of this layer's weight at the start; None where a saved adapter will fill them, or where only
+                shapes are asked for.
+        """
         method = get_method(config.method)
         r, scale = config.rank(key), config.scale(key)
-        self.r[adapter_name], self.scaling[adapter_name], self.dead[adapter_name] = r, scale, 0
+        self.r[adapter_name], self.scaling[adapter_name], self.dead[adapter_name] = (
+            r,
+            scale,
+            0 if factors is None else factors.dead,
+        )
         self.spectral_dropout[adapter_name] = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
         weight = self.base_layer.weight
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        shape: dict[str, Any] = {"dtype": dtype, "device": weight.device}
-        self.spectral_L0[adapter_name] = nn.Parameter(torch.zeros(self.out_features, r, **shape))
-        self.spectral_dR[adapter_name] = nn.Parameter(torch.zeros(r, self.in_features, **shape))
+        like: dict[str, Any] = {"dtype": dtype, "device": weight.device}
+        L0 = torch.zeros(self.out_features, r, **like) if factors is None else _owned(factors.L0, **like)
+        self.spectral_L0[adapter_name] = nn.Parameter(L0)
+        self.spectral_dR[adapter_name] = nn.Parameter(torch.zeros(r, self.in_features, **like))
         if "L" in method.trains:
-            self.spectral_R0[adapter_name] = nn.Parameter(torch.zeros(r, self.in_features, **shape))
-            self.spectral_dL[adapter_name] = nn.Parameter(torch.zeros(self.out_features, r, **shape))
+            given = None if factors is None else factors.R0
+            R0 = torch.zeros(r, self.in_features, **like) if given is None else _owned(given, **like)
+            self.spectral_R0[adapter_name] = nn.Parameter(R0)
+            self.spectral_dL[adapter_name] = nn.Parameter(torch.zeros(self.out_features, r, **like))
         self.frozen_peft_weight_names[adapter_name] = ("spectral_L0", "spectral_R0")
-        if self.spectral_L0[adapter_name].is_meta:
-            pass  # nothing to compute: the values come from a file, or only shapes are asked for
-        elif config.saved:
+        if factors is None and not self.spectral_L0[adapter_name].is_meta:
             self._awaiting.add(adapter_name)
-        else:
-            self._fill(adapter_name, self._factors(config, key))
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
-
-    def _factors(self, config: SpectralConfig, key: str) -> Factors:
-        seed = hashlib.sha256(f"{config.components_seed}:{key}".encode()).digest()
-        choice = Choice(
-            r=config.rank(key),
-            scale=config.scale(key),
-            components=config.components,
-            generator=torch.Generator().manual_seed(int.from_bytes(seed[:8], "little") >> 1),
-        )
-        with gather_params_ctx(self.base_layer.parameters()):
-            try:
-                return get_method(config.method).factors(Decomposition(self.unmerged_weight()), choice)
-            except MiloraError as error:
-                raise MiloraError(f"layer {key}: {error}") from error
-
-    @torch.no_grad()
-    def _fill(self, adapter_name: str, factors: Factors) -> None:
-        self.spectral_L0[adapter_name].copy_(factors.L0)
-        if factors.R0 is not None:
-            self.spectral_R0[adapter_name].copy_(factors.R0)
-        self.dead[adapter_name] = factors.dead
 
     def unmerged_weight(self) -> Tensor:  # (out, in)
         """The base weight as it is without adapters, dequantised where it is quantised."""
@@ -228,3 +217,9 @@ def features(base_layer: nn.Module) -> tuple[int, int]:
         in_, out = base_layer.weight.shape
         return int(in_), int(out)
     return int(base_layer.in_features), int(base_layer.out_features)  # pyright: ignore[reportArgumentType]
+
+
+def _owned(factor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A factor as a parameter takes it: in rows, in memory that is its own and no view of something larger."""
+    own = factor.detach().to(device, dtype).contiguous()
+    return own if own.untyped_storage().nbytes() == own.nbytes else own.clone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -19,11 +20,15 @@ from peft.utils import (
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from milora.adapters.config import SpectralConfig, matching_pattern
+from milora.adapters.config import SpectralConfig
 from milora.adapters.layer import SpectralLinear, features
 from milora.adapters.registration import PREFIX
+from milora.adapters.start import all_factors, base_weight
 from milora.errors import MiloraError
+from milora.methods import Factors
+from milora.models.digest import Digest, weight_digest
 from milora.models.fingerprint import fingerprint, precision
+from milora.models.targets import matching_pattern
 
 
 class SpectralModel(BaseTuner):
@@ -36,19 +41,34 @@ class SpectralModel(BaseTuner):
     _tuned_biases: dict[nn.Parameter, torch.Tensor] | None = None
     target_module_mapping: dict[str, Any] = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Check the whole request first, then adapt: a request that is refused leaves the model as it was."""
+    # While an adapter is made: the factors of its layers by name, or None where nothing is to be computed.
+    _factors: dict[str, Factors] | None = None
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Check the whole request and make the factors first: a request that is refused leaves the model as it was."""
         # The caller's configuration may serve another model next; what is learned about this one goes into a copy.
         config = cast(SpectralConfig, copy.copy(self.peft_config[adapter_name]))
         self.peft_config[adapter_name] = config
         try:
             targets = self._targets(model, config)
             _check_targets(targets, config)
-            _check_base(targets, config)
+            digests = _check_base(targets, config)
+            if not config.saved and not low_cpu_mem_usage:
+                self._factors = all_factors(_on_a_device(targets), config, digests)
+            with _no_collection():
+                super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
         except MiloraError:
-            del self.peft_config[adapter_name]
+            self.peft_config.pop(adapter_name, None)
             raise
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        finally:
+            self._factors = None
         if config.bias != "none":
             self._base_biases = {p: p.detach().clone() for p in _trained_biases(model, config.bias)}
         _warn_of_dead_triplets(model, adapter_name)
@@ -72,13 +92,14 @@ class SpectralModel(BaseTuner):
         self._prepare_adapter_config(config, self.get_model_config(model))
         _maybe_include_all_linear_layers(config, model)
         inside = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-        adapted = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, inside))
-        names = [n for n, _ in model.named_modules() if n and not n.startswith(adapted or ("\0",))]
-        targets = {n: model.get_submodule(n) for n in names if self._check_target_module_exists(config, n)}
+        modules = dict(model.named_modules())
+        adapted = tuple(f"{n}." for n, m in modules.items() if isinstance(m, inside))
+        names = [n for n in modules if n and not n.startswith(adapted or ("\0",))]
+        targets = {n: modules[n] for n in names if self._check_target_module_exists(config, n)}
         if not targets:
             asked = config.target_modules or ()
             wanted = asked if isinstance(asked, str) else sorted(asked)
-            leaves = sorted({n.rsplit(".", 1)[-1] for n in names if _is_linear(model.get_submodule(n))})
+            leaves = sorted({n.rsplit(".", 1)[-1] for n in names if _is_linear(modules[n])})
             raise MiloraError(f"target_modules: {wanted} matches nothing, allowed e.g. {', '.join(leaves)}")
         return targets
 
@@ -93,13 +114,22 @@ class SpectralModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         config = cast(SpectralConfig, peft_config)
+        factors = self._taken_factors(target, config, current_key)
         if isinstance(target, SpectralLinear):
-            target.update_layer(adapter_name, config, current_key)
+            target.update_layer(adapter_name, config, current_key, factors)
             return
-        layer = SpectralLinear(target, adapter_name, config, current_key, _quantization(target, self.model))
+        quantization = _quantization(target, self.model)
+        layer = SpectralLinear(target, adapter_name, config, current_key, quantization, factors)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    def _taken_factors(self, target: nn.Module, config: SpectralConfig, key: str) -> Factors | None:
+        if self._factors is None or not _on_a_device({key: target}):
+            return None
+        if key not in self._factors:  # a layer that PEFT took from a state dict, by other names than the targets'
+            self._factors |= all_factors({key: target}, config, {})
+        return self._factors.pop(key)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         # The factors are made in float32; a caller who asks for no autocast wants them in the base layer's dtype.
@@ -118,6 +148,19 @@ class SpectralModel(BaseTuner):
         if kwargs.get("adapter_names") is not None:
             raise MiloraError("adapter_names: got one name per sample, allowed only for LoRA; use set_adapter")
         yield
+
+
+@contextmanager
+def _no_collection() -> Generator[None]:
+    # Thousands of modules are made and none of them is garbage. A collection in between walks all objects of torch and
+    # transformers, and takes longer than making an adapter from the store.
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _set_values(values: dict[nn.Parameter, torch.Tensor]) -> None:
@@ -159,17 +202,26 @@ def _check_targets(targets: dict[str, nn.Module], config: SpectralConfig) -> Non
             raise MiloraError(f"r: got {config.rank(name)} for {name} ({out} x {in_}), allowed 1 to {min(out, in_)}")
 
 
-def _check_base(targets: dict[str, nn.Module], config: SpectralConfig) -> None:
-    """Name the targeted weights by their content; a saved adapter must meet the base it was made on."""
-    layers = {n: _weight(t) for n, t in sorted(targets.items())}
-    if any(w.is_meta for w in layers.values()):
-        return
+def _check_base(targets: dict[str, nn.Module], config: SpectralConfig) -> dict[str, Digest]:
+    """Name the targeted weights by their content; a saved adapter must meet the base it was made on.
+
+    Returns:
+        The digests of the weights by name; none where there are only shapes.
+    """
+    if len(_on_a_device(targets)) < len(targets):
+        return {}
+    digests: dict[str, Digest] = {}
+    dtypes: set[torch.dtype] = set()
+    for name, target in sorted(targets.items()):
+        with base_weight(target) as W:
+            digests[name] = weight_digest(W)
+            dtypes.add(W.dtype)
     quantised = {type(t.get_base_layer() if isinstance(t, SpectralLinear) else t).__name__ for t in targets.values()}
     here = precision(
-        [w.dtype for w in layers.values()],
+        dtypes,
         None if quantised <= {"Linear", "Conv1D", "NonDynamicallyQuantizableLinear"} else "+".join(sorted(quantised)),
     )
-    found = fingerprint(layers.items())
+    found = fingerprint(digests.items())
     if config.saved and not config.any_base and config.base_precision == here and config.base_fingerprint != found:
         raise MiloraError(
             f"adapter: it was made on a base with fingerprint {config.base_fingerprint}, this base has {found};"
@@ -181,14 +233,13 @@ def _check_base(targets: dict[str, nn.Module], config: SpectralConfig) -> None:
         )
     if not config.saved:
         config.base_fingerprint, config.base_precision = found, here
+    return digests
 
 
-def _weight(target: Any) -> torch.Tensor:  # (out, in)
-    if isinstance(target, SpectralLinear):
-        return target.unmerged_weight()
-    backend = resolve_quantization_backend(target) if not isinstance(target, Conv1D) else None
-    weight = backend.get_base_weight(target) if backend is not None else target.weight
-    return weight.T if isinstance(target, Conv1D) else weight
+def _on_a_device(targets: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """The targets whose weights have values."""
+    bases = {n: t.get_base_layer() if isinstance(t, SpectralLinear) else t for n, t in targets.items()}
+    return {n: targets[n] for n, b in bases.items() if not cast(torch.Tensor, b.weight).is_meta}
 
 
 def _warn_of_dead_triplets(model: nn.Module, adapter_name: str) -> None:

@@ -4,19 +4,32 @@ Exit codes: 0 done; 1 the run failed; 2 a wrong call; 130 interrupted from the k
 """
 
 import contextlib
+import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import typer
 
 from milora import __version__
-from milora.cli import demo, evaluate, export, forgetting, merge, methods, recipes, train
+from milora.cli import (
+    cache,
+    decompose,
+    demo,
+    evaluate,
+    export,
+    forgetting,
+    merge,
+    methods,
+    recipes,
+    spectrum,
+    train,
+)
 from milora.cli.output import Mode, Output
 from milora.errors import MiloraError
 
-GLOBAL_FLAGS = ("--debug", "--json", "--quiet")
+GLOBAL_FLAGS = ("--debug", "--json", "--no-store", "--quiet")
 
 app = typer.Typer(
     name="milora",
@@ -30,9 +43,12 @@ app.command("eval")(evaluate.evaluate)
 app.command("forgetting")(forgetting.forgetting)
 app.command("export")(export.export)
 app.command("merge")(merge.merge)
+app.command("decompose")(decompose.decompose)
+app.command("spectrum")(spectrum.spectrum)
 app.command("methods")(methods.methods)
 app.add_typer(recipes.app, name="recipes")
 app.command("demo")(demo.demo)
+app.add_typer(cache.app, name="cache")
 
 
 @app.callback(invoke_without_command=True)
@@ -40,6 +56,7 @@ def start(
     context: typer.Context,
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
     json: bool = typer.Option(False, "--json", help="Print one JSON value on stdout and nothing else."),
+    no_store: bool = typer.Option(False, "--no-store", help="Read no decompositions that are kept, and keep none."),
     quiet: bool = typer.Option(False, "--quiet", help="Print next to nothing."),
     version: bool = typer.Option(False, "--version", help="Print the version."),
 ) -> None:
@@ -61,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ordered = flags + [a for a in given if a not in GLOBAL_FLAGS]
     output = Output(_mode("--json" in flags, "--quiet" in flags))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_store("--no-store" in flags):
             if "--debug" not in flags:
                 # What a library will change in its next version is for this package to read, not for its users.
                 warnings.simplefilter("ignore", FutureWarning)
@@ -92,6 +109,21 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, typer.TyperException):
         return error.format_message(), error.exit_code
     return f"{type(error).__name__}: {error} (--debug shows where)", 1
+
+
+@contextlib.contextmanager
+def _without_store(wanted: bool) -> Generator[None]:
+    # In the environment, so that processes which a verb starts know of it too.
+    before = os.environ.get("MILORA_STORE")
+    if wanted:
+        os.environ["MILORA_STORE"] = "off"
+    try:
+        yield
+    finally:
+        if wanted and before is None:
+            del os.environ["MILORA_STORE"]
+        elif wanted and before is not None:
+            os.environ["MILORA_STORE"] = before
 
 
 def _mode(json: bool, quiet: bool) -> Mode:

@@ -19,8 +19,12 @@ def is_local(name_or_path: str | Path) -> bool:
     return path.expanduser().exists() or looks_like_path
 
 
-def check_checkpoint(folder: str | Path) -> None:
+def check_checkpoint(folder: str | Path, *, config: bool = True) -> None:
     """Check a local model folder: it exists, has a config and whole safetensors weights.
+
+    Args:
+        folder: the model's folder.
+        config: whether it needs a config.json.
 
     Raises:
         MiloraError: no such folder, no config.json, no weights, pickled weights only, a shard that is missing,
@@ -29,7 +33,7 @@ def check_checkpoint(folder: str | Path) -> None:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise MiloraError(f"model folder: got {folder}, which does not exist or is no folder")
-    if not (folder / "config.json").is_file():
+    if config and not (folder / "config.json").is_file():
         raise MiloraError(f"model folder: {folder} holds no config.json")
     files = weight_files(folder)
     if not files:

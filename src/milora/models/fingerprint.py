@@ -14,14 +14,19 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from milora.models.digest import Digest, weight_digest
 
-def fingerprint(named_weights: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 (64 hex digits) over names, shapes and bfloat16-rounded values, in the order given."""
+
+def fingerprint(named_weights: Iterable[tuple[str, Tensor | Digest]]) -> str:
+    """SHA-256 (64 hex digits) over names and the digests of the bfloat16-rounded values, in the order given.
+
+    Args:
+        named_weights: names with their weights, or with the digests of weights that are already named.
+    """
     digest = hashlib.sha256()
     for name, weight in named_weights:
-        digest.update(f"{name}{tuple(weight.shape)}".encode())
-        rounded = weight.detach().to(torch.bfloat16).contiguous().cpu()
-        digest.update(rounded.view(torch.uint8).reshape(-1).numpy().data)
+        named = weight if isinstance(weight, Digest) else weight_digest(weight)
+        digest.update(f"{name}\0{named.rounded}\0".encode())
     return digest.hexdigest()
 
 

