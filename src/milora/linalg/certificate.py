@@ -83,7 +83,8 @@ class Certificate:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Certificate:
         """The certificate that `as_dict` wrote."""
-        return cls(**{**fields, "refused": tuple(fields["refused"])})
+        values: dict[str, Any] = {**fields, "refused": tuple(fields["refused"])}
+        return cls(**values)
 
 
 def norm_estimate(A: Tensor, steps: int = 3) -> float:  # (m, n)

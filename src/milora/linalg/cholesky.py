@@ -5,8 +5,8 @@
 In float32 the Gram matrix squares the condition, which is harmless for a well-conditioned weight (`UNSAFE`); else G and
 its factor are made in float64, and the factor is rounded to the working precision for the sweep: that perturbs the
 singular values by eps ||W||, like rounding W itself, not by its square root. Where the edge is flat the space grows too
-slowly; then G is factorised again, shifted to just below its smallest Ritz value, which spreads the wanted values apart.
-The last step, V <- orth(G^-1 V), is in the precision of G.
+slowly; then G is factorised again, shifted to just below its smallest Ritz value, which spreads the wanted values
+apart. The last step, V <- orth(G^-1 V), is in the precision of G.
 """
 
 from __future__ import annotations
@@ -48,18 +48,17 @@ def bottom(
         raise Unsafe("its condition is too high for a Gram matrix of this precision")
     M = lower.T.to(A.dtype)
     solve = _solver(lower, A.dtype)
-    start = solve(random_block(A, b, generator))
-    for shifts in range(SHIFTS + 1):
+    start, shifts = solve(random_block(A, b, generator)), 0
+    while True:
         space = KrylovSpace(lambda Q, _, solve=solve: solve(Q), M, start, smallest=True)
         try:
             converge(space, r, tolerance)
-            break
+            return _finish(A, G, space, r, lower, generator)
         except NotConverged:
             if shifts == SHIFTS:
                 raise
         lower, start = _shifted(G, M, space)
-        solve = _solver(lower, A.dtype)
-    return _finish(A, G, space, r, lower, generator)
+        solve, shifts = _solver(lower, A.dtype), shifts + 1
 
 
 def gram(A: Tensor, block: int = 192) -> Tensor:  # (m, n) -> (n, n)

@@ -18,10 +18,10 @@ What the results keep to (sigma_1 the largest singular value, eps32 = 2^-23; the
 - ||U^T U - I||_F and ||V^T V - I||_F at most 1e-6 after the cast to float32 (8 eps32 sqrt(max(m, n)) for `full`);
 - the smaller of the two residuals at most 1e-6 sigma_1, the larger at most 5e-3 sigma_1;
 - U in the left null space where sigma is zero;
-- the same weight gives the same factors to rounding in one process and in another: every start is seeded, signs are
-  fixed. On another number of threads, another processor or device, products are summed in another order, so that vectors
-  agree to about 1e-5 where their singular values are apart by 1 %; within a cluster only their span does. Ranks that
-  must hold the same numbers to the last bit read them from one store.
+- the same weight gives the same factors, to the last bit on the same processor and number of threads: every start is
+  seeded, signs are fixed. On another number of threads, another processor or device, products are summed in another
+  order, so that vectors agree to about 1e-5 where their singular values are apart by 1 %; within a cluster only their
+  span does. Ranks that must hold the same numbers read them from one store.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _solve(W: Tensor, kind: str, r: int, *, indices: Tensor | None = None, stric
         try:
             part = algorithm()
             found = certify(A, part, kind, largest, strict=strict, refused=tuple(refused))
-        except (Unsafe, NotConverged, Refused, torch.linalg.LinAlgError):
+        except (Unsafe, NotConverged, Refused, torch.linalg.LinAlgError):  # pyright: ignore[reportPrivateImportUsage]
             refused.append(name)
             continue
         U, S, V = (x.to(W.dtype) for x in (part.U, part.S * scale, part.V))

@@ -28,7 +28,7 @@ def part(A: Tensor, indices: Tensor, generator: torch.Generator) -> Part:  # A (
     P, S, Qh = torch.linalg.svd(R)
     U, V = Q @ P, V @ Qh.T
     sigma = theta.clamp_min(0).sqrt()
-    zero = S <= ZERO * float(sigma[0])
+    zero = (S / float(sigma[0]) if float(sigma[0]) else S) <= ZERO
     if bool(zero.any()):
         inside = sigma > ZERO * float(sigma[0])
         U = torch.cat([U[:, ~zero], _left_null_space(A64, vectors[:, inside], int(zero.sum()), generator)], dim=1)
