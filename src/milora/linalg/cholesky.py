@@ -11,8 +11,6 @@ apart. The last step, V <- orth(G^-1 V), is in the precision of G.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -46,19 +44,18 @@ def bottom(
     # sigma_min^2 is at most the square of the factor's smallest diagonal entry.
     if lower is None or _unsafe(G, float(lower.diagonal().min()) ** 2):
         raise Unsafe("its condition is too high for a Gram matrix of this precision")
-    M = lower.T.to(A.dtype)
-    solve = _solver(lower, A.dtype)
-    start, shifts = solve(random_block(A, b, generator)), 0
+    start, shift, shifts = _solve(lower.to(A.dtype), random_block(A, b, generator)), 0.0, 0
     while True:
-        space = KrylovSpace(lambda Q, _, solve=solve: solve(Q), M, start, smallest=True)
+        rounded = lower.to(A.dtype)
+        space = KrylovSpace(lambda Q, _, R=rounded: _solve(R, Q), rounded.T, start, True, shift)
         try:
             converge(space, r, tolerance)
             return _finish(A, G, space, r, lower, generator)
         except NotConverged:
             if shifts == SHIFTS:
                 raise
-        lower, start = _shifted(G, M, space)
-        solve, shifts = _solver(lower, A.dtype), shifts + 1
+        lower, start, shift = _shifted(G, space)
+        shifts += 1
 
 
 def gram(A: Tensor, block: int = 192) -> Tensor:  # (m, n) -> (n, n)
@@ -79,26 +76,22 @@ def _factor(G: Tensor, shift: float) -> Tensor | None:  # (n, n)
     return lower if int(info) == 0 else None
 
 
-def _solver(lower: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """X -> (L L^T)^-1 X."""
-    lower = lower.to(dtype)
-
-    def solve(X: Tensor) -> Tensor:  # (n, b)
-        return torch.linalg.solve_triangular(lower.T, torch.linalg.solve_triangular(lower, X, upper=False), upper=True)
-
-    return solve
+def _solve(lower: Tensor, X: Tensor) -> Tensor:  # (n, n), (n, b)
+    """(L L^T)^-1 X."""
+    half = torch.linalg.solve_triangular(lower, X, upper=False)
+    return torch.linalg.solve_triangular(lower.T, half, upper=True)
 
 
-def _shifted(G: Tensor, M: Tensor, space: KrylovSpace) -> tuple[Tensor, Tensor]:
-    """A factor of G - mu I, mu as near below the smallest eigenvalue as it comes, and the block to go on from."""
+def _shifted(G: Tensor, space: KrylovSpace) -> tuple[Tensor, Tensor, float]:
+    """A factor of G - mu I, mu as near below the smallest eigenvalue as it comes; the block to go on from; mu."""
     ritz = space.ritz(space.b)
-    theta, v = float(ritz.theta[0]), ritz.V[:, :1].to(M.dtype)
-    residual = float(torch.linalg.vector_norm(times(M.T, times(M, v)) - theta * v))
-    distance = min(2 * residual, 0.5 * theta)
+    M, theta, v = space.M, float(ritz.theta[0]), ritz.V[:, :1].to(space.M.dtype)
+    image = times(M.T, times(M, v)) + space.shift * v
+    distance = min(2 * float(torch.linalg.vector_norm(image - theta * v)), 0.5 * theta)
     while distance < theta:
         lower = _factor(G, theta - distance)
         if lower is not None:
-            return lower, ritz.V.to(M.dtype)
+            return lower, ritz.V.to(M.dtype), theta - distance
         distance *= 4
     raise NotConverged
 
@@ -111,13 +104,14 @@ def _unsafe(G: Tensor, smallest: float) -> bool:  # (n, n); the square of the sm
 def _finish(A: Tensor, G: Tensor, space: KrylovSpace, r: int, lower: Tensor, generator: torch.Generator) -> Part:
     """One more step of T in the factor's own precision, then the triplets of W on it in float64."""
     ritz = space.ritz(r)
-    V = orthonormal(_solver(lower, lower.dtype)(ritz.V.to(lower.dtype)).to(torch.float64))
+    V = orthonormal(_solve(lower, ritz.V.to(lower.dtype)).to(torch.float64))
     Q, R = torch.linalg.qr(times(A.to(torch.float64), V))
     P, S, Qh = torch.linalg.svd(R)
     if _unsafe(G, float(S[-1]) ** 2):
         raise Unsafe("its condition is too high for a Gram matrix of this precision")
     U, V = Q @ P, V @ Qh.T
     estimate = abs(float(ritz.theta.sum()) / float(S.square().sum()) - 1)
-    probe = float(deflated_values(_solver(lower, A.dtype), A, V.to(A.dtype), generator, steps=3).min())
+    rounded = lower.to(A.dtype)
+    probe = float(deflated_values(lambda X: _solve(rounded, X), A, V.to(A.dtype), generator, steps=3).min())
     name = f"cholesky-{str(lower.dtype).removeprefix('torch.')}"
     return Part(U, S, V, name, estimate, probe / float(S[0]))

@@ -44,8 +44,9 @@ from milora.linalg.svd import SVD, check_rank, fix_signs, middle_indices, prepar
 VERSION = 2
 SEED = 20_240_613  # of the random starts: the day of the MiLoRA paper's first version
 SMALL = 256  # a side up to this: all eigenvectors cost less than an iteration
+ORDINARY = 12  # binary exponents up to which a weight is taken as it is
 CROWDED = 6  # and so they do for a part of more than 1 / CROWDED of all triplets
-TOLERANCE = {"bottom": 1e-4, "top": 1e-5}
+TOLERANCE = {"bottom": 1e-4, "top": 3e-6}
 
 Algorithm = Callable[[], Part]
 
@@ -87,12 +88,14 @@ def full(W: Tensor) -> SVD:  # W (m, n)
 
 
 def _solve(W: Tensor, kind: str, r: int, *, indices: Tensor | None = None, strict: bool = False) -> SVD:
-    W = prepare(W)
+    W, magnitude = prepare(W)
     check_rank(r, min(W.shape))
-    # Entries of order 1 neither overflow nor vanish when they are squared; a power of two changes no digit.
-    scale = 2.0 ** math.frexp(float(W.abs().max()))[1]
-    A = (W if W.shape[0] >= W.shape[1] else W.T) / scale
-    largest = norm_estimate(A)
+    # Entries near 1 neither overflow nor vanish when they are squared; a power of two changes no digit.
+    exponent = math.frexp(magnitude)[1]
+    scale = 1.0 if abs(exponent) <= ORDINARY else 2.0**exponent
+    A = W if W.shape[0] >= W.shape[1] else W.T
+    A = A if scale == 1.0 else A / scale
+    largest = norm_estimate(A) if kind in ("bottom", "take") else 0.0  # the others hold sigma_1 themselves
     refused: list[str] = []
     for name, algorithm in _algorithms(A, kind, r, indices):
         try:
@@ -103,7 +106,8 @@ def _solve(W: Tensor, kind: str, r: int, *, indices: Tensor | None = None, stric
             continue
         U, S, V = (x.to(W.dtype) for x in (part.U, part.S * scale, part.V))
         U, Vh = fix_signs(U, V.T) if W.shape[0] >= W.shape[1] else fix_signs(V, U.T)
-        return SVD(U, S, Vh, largest * scale * torch.finfo(W.dtype).eps * max(W.shape) ** 0.5, found)
+        resolution = max(largest * scale, float(S[0])) * torch.finfo(W.dtype).eps * max(W.shape) ** 0.5
+        return SVD(U, S, Vh, resolution, found)
     raise RuntimeError(f"no algorithm decomposes this {tuple(W.shape)} weight within its checks: {', '.join(refused)}")
 
 

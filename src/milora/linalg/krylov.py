@@ -21,12 +21,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# T on a block Q (n, b), given M Q (m, b) as well.
-Operator = Callable[[Tensor, Tensor], Tensor]
+# Q (n, b) and a function that gives M Q (m, b)  ->  T Q (n, b)
+Operator = Callable[[Tensor, Callable[[], Tensor]], Tensor]
 
 FIRST = 5  # blocks before the first look at the Ritz values
 MOST = 18  # blocks after which another algorithm is better, or
 SHARE = 4  # a space of n / SHARE, whichever is larger
+DEFECT = 1e-5  # how far from orthonormal the basis may be
 
 
 class NotConverged(Exception):
@@ -40,10 +41,12 @@ class Ritz:
     Attributes:
         V: orthonormal, one a column, the wanted end first.
         theta: their Ritz values, squares of singular values.
+        MV: M V, as exact as the products M Q were.
     """
 
     V: Tensor  # (n, q) float64
     theta: Tensor  # (q,) float64
+    MV: Tensor  # (m, q) float64
 
 
 def times(A: Tensor, X: Tensor) -> Tensor:  # (m, n), (n, b) -> (m, b)
@@ -62,20 +65,22 @@ class KrylovSpace:
 
     Args:
         operator: T, applied in the dtype of `start`.
-        M: M^T M = W^T W, in the dtype of `start`.
+        M: M^T M = W^T W - shift I, in the dtype of `start`.
         start: X; a random block that T has been applied to, say.
         smallest: whether the small Ritz values are wanted, or the large ones.
+        shift: see M; Ritz values and energies are given of W^T W.
     """
 
-    def __init__(self, operator: Operator, M: Tensor, start: Tensor, smallest: bool) -> None:
+    def __init__(self, operator: Operator, M: Tensor, start: Tensor, smallest: bool, shift: float = 0.0) -> None:
         n, self.b = start.shape
         p = min(max(MOST * self.b, n // SHARE), n)
-        self.operator, self.M, self.smallest = operator, M, smallest
+        self.operator, self.M, self.smallest, self.shift = operator, M, smallest, shift
         # Basis vectors are rows: see `times`.
         self.Qt = start.new_empty(p, n)
         self.MQt = torch.empty(p, M.shape[0], dtype=torch.float64, device=start.device)
         self.H, self.N = self.MQt.new_empty(p, p), self.MQt.new_empty(p, p)
-        self.p = 0
+        self.p, self.measured = 0, 0
+        self.defect = torch.finfo(start.dtype).eps  # how far from orthonormal the basis can be by now
         self._append(orthonormal(start))
 
     def grow(self) -> bool:
@@ -86,34 +91,51 @@ class KrylovSpace:
         """
         if self.p + self.b > self.Qt.shape[0]:
             return False
-        Y, Qt = orthonormal(self.operator(*self.last)), self.Qt[: self.p]
-        # A block that lies nearly in the space has only rounding noise left of it, which must be projected once more.
+        Qt = self.Qt[: self.p]
+        Y = orthonormal(self.operator(Qt[-self.b :].T, self._last_image))
+        defect = self.defect
         for _ in range(4):
+            # What is left of a column is shorter than it was, and what it overlaps with the space is larger by as much.
             Y = Y - Qt.T @ (Qt @ Y)
             shortest = float(torch.linalg.vector_norm(Y, dim=0).min())
             Y = orthonormal(Y)
-            if shortest >= 0.1:
+            defect = defect / max(shortest, 1e-30)
+            if defect <= DEFECT:
+                self.defect = max(self.defect, defect)
                 self._append(Y)
                 return True
+            defect = torch.finfo(Y.dtype).eps
         raise NotConverged  # T has nothing new to say: the rank is used up
 
     def _append(self, Y: Tensor) -> None:  # (n, b)
-        old, new = self.p, self.p + self.b
-        self.last = (Y, times(self.M, Y))
-        self.Qt[old:new], self.MQt[old:new] = Y.T, self.last[1].T
+        self.Qt[self.p : self.p + self.b] = Y.T
+        self.p += self.b
+
+    def _last_image(self) -> Tensor:  # (m, b)
+        self._measure()
+        return self.MQt[self.p - self.b : self.p].to(self.M.dtype).T
+
+    def _measure(self) -> None:
+        """M Q, H and N for the blocks that do not have them yet: several at once are cheaper than one by one."""
+        old, new = self.measured, self.p
+        if old == new:
+            return
+        self.MQt[old:new] = times(self.M, self.Qt[old:new].T).T
         self.H[:new, old:new] = self.MQt[:new] @ self.MQt[old:new].T
-        self.N[:new, old:new] = (self.Qt[:new] @ Y).to(torch.float64)
+        self.N[:new, old:new] = (self.Qt[:new] @ self.Qt[old:new].T).to(torch.float64)
         for gram in (self.H, self.N):
             gram[old:new, :old] = gram[:old, old:new].T
-        self.p = new
+        self.measured = new
 
     def energy(self, r: int) -> float:
         """Sum of the r wanted Ritz values, as near as N is to I."""
+        self._measure()
         theta = torch.linalg.eigvalsh(self.H[: self.p, : self.p].cpu())
-        return float((theta[:r] if self.smallest else theta[-r:]).sum())
+        return float((theta[:r] if self.smallest else theta[-r:]).sum()) + r * self.shift
 
     def ritz(self, q: int) -> Ritz:
         """The q wanted Ritz vectors."""
+        self._measure()
         # A y = theta y with N = L L^T, A = L^-1 H L^-T, y = L^T z; on the CPU, for they are small.
         L = torch.linalg.cholesky(self.N[: self.p, : self.p].cpu())
         A = torch.linalg.solve_triangular(L, self.H[: self.p, : self.p].cpu(), upper=False)
@@ -122,8 +144,8 @@ class KrylovSpace:
         if not self.smallest:
             theta, Z = theta.flip(0), Z.flip(1)
         Z = torch.linalg.solve_triangular(L.T, Z[:, :q], upper=True)  # (p, q)
-        V = (Z.T.to(self.Qt.device) @ self.Qt[: self.p].to(torch.float64)).T
-        return Ritz(V, theta[:q])
+        Zt = Z.T.to(self.Qt.device)
+        return Ritz((Zt @ self.Qt[: self.p].to(Zt.dtype)).T, theta[:q] + self.shift, (Zt @ self.MQt[: self.p]).T)
 
 
 def converge(space: KrylovSpace, r: int, tolerance: float) -> float:
@@ -152,6 +174,7 @@ def converge(space: KrylovSpace, r: int, tolerance: float) -> float:
             return left
         more = math.log(tolerance / left) / math.log(rho) if rho > 0 else 0
         # Convergence quickens as the space grows, so that this is believed only of a space that has grown.
-        if space.p > space.Qt.shape[0] / 2 and space.p + more * space.b > 1.5 * space.Qt.shape[0]:
+        room = space.Qt.shape[0]
+        if space.p > 0.6 * room and space.p + more * space.b > 2 * room:
             break
     raise NotConverged

@@ -66,6 +66,14 @@ def bottom(A: Tensor, r: int, b: int, tolerance: float, generator: torch.Generat
     WV = times(A64, V)
     P, S, Qh = torch.linalg.svd(U.T @ WV)
     U, V = U @ P, V @ Qh.T
-    estimate = (float(ritz.theta.sum()) - float((WV**2).sum())) / float((WV**2).sum())
+    energies = [float(x.square().sum()) for x in (times(A.T, U.to(A.dtype)), WV)]
+    estimate = _left([float(ritz.theta.sum()), *energies]) / energies[-1]
     probe = float(deflated_values(inverse, A, V.to(A.dtype), generator, steps=3).min())
-    return Part(U, S, V, "lu", abs(estimate), probe / float(S[0]))
+    return Part(U, S, V, "lu", estimate, probe / float(S[0]))
+
+
+def _left(energies: list[float]) -> float:
+    """What two half steps leave of an excess of energy, which falls by half step as a geometric series does."""
+    first, second = max(energies[0] - energies[1], 0.0), max(energies[1] - energies[2], 0.0)
+    q = second / first if first > second else 1.0
+    return max(second, min(second * q / (1 - q), first + second)) if q < 1 else first + second

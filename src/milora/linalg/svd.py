@@ -8,6 +8,7 @@ positive (the first such entry on a tie), so that one weight gives one set of fa
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -94,8 +95,8 @@ def middle_indices(r: int, k: int) -> Tensor:  # (r,)
     return torch.arange(start, start + r)
 
 
-def prepare(W: Tensor) -> Tensor:  # (m, n) -> (m, n)
-    """The weight as the algorithms take it: float16 and bfloat16 up-cast to float32, float64 as it is.
+def prepare(W: Tensor) -> tuple[Tensor, float]:  # (m, n) -> (m, n)
+    """The weight as the algorithms take it, float16 and bfloat16 up-cast to float32, and its largest magnitude.
 
     Raises:
         MiloraError: W is not a matrix, is empty, or holds NaN or Inf.
@@ -104,9 +105,11 @@ def prepare(W: Tensor) -> Tensor:  # (m, n) -> (m, n)
         raise MiloraError(f"weight: got shape {tuple(W.shape)}, allowed a matrix with at least one entry")
     W = W.detach()
     W = W if W.dtype == torch.float64 else W.to(torch.float32)
-    if not bool(torch.isfinite(W).all()):
+    # NaN and Inf are among the extremes, and one pass finds both of them.
+    least, most = (float(x) for x in torch.aminmax(W))
+    if not (math.isfinite(least) and math.isfinite(most)):
         raise MiloraError("weight: got NaN or Inf among its entries, allowed finite numbers")
-    return W
+    return W, max(-least, most)
 
 
 def fix_signs(U: Tensor, Vh: Tensor) -> tuple[Tensor, Tensor]:  # U (m, k), Vh (k, n)

@@ -30,7 +30,7 @@ def singular_values(W: Tensor) -> Tensor:  # (m, n) -> (k,)
     Raises:
         MiloraError: W is no matrix, is empty, or holds NaN or Inf.
     """
-    return _singular_values(prepare(W))[0]
+    return _singular_values(*prepare(W))[0]
 
 
 def values(W: Tensor) -> SVD:  # (m, n)
@@ -39,17 +39,17 @@ def values(W: Tensor) -> SVD:  # (m, n)
     Raises:
         MiloraError: as `singular_values`.
     """
-    W = prepare(W)
-    S, algorithm = _singular_values(W)
+    W, magnitude = prepare(W)
+    S, algorithm = _singular_values(W, magnitude)
     m, n = W.shape
     resolution = float(S[0]) * torch.finfo(torch.float64).eps * math.sqrt(max(m, n))
     certificate = Certificate(algorithm, 0.0, 0.0, 0.0, 0.0)
     return SVD(W.new_zeros(m, 0), S.to(W.dtype), W.new_zeros(0, n), resolution, certificate)
 
 
-def _singular_values(W: Tensor) -> tuple[Tensor, str]:  # (m, n) -> (k,)
+def _singular_values(W: Tensor, magnitude: float) -> tuple[Tensor, str]:  # (m, n) -> (k,)
     # A power of two scales exactly, and keeps the squares within float64's range.
-    scale = math.ldexp(1.0, max(math.frexp(float(W.abs().max()))[1], -1000))
+    scale = math.ldexp(1.0, max(math.frexp(magnitude)[1], -1000))
     W = W.double() / scale  # (m, n)
     S, algorithm = None, "values_gram"
     if W.is_cuda or max(W.shape) >= _LONGER * min(W.shape):
