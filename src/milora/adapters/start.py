@@ -89,5 +89,7 @@ def all_factors(
             return layer_factors(W, config, name, store, wait, digests.get(name))
 
     # Ranks that hold shards of each weight put it together in step, so that none may go another way round.
-    in_step = store is None or check_deepspeed_zero3_enabled()
-    return {n: work(n, wait=True) for n in targets} if in_step else dict(shared_out(targets, work))
+    if check_deepspeed_zero3_enabled():
+        return {n: work(n, wait=True) for n in targets}
+    on_cpu = all(p.device.type == "cpu" for t in targets.values() for p in t.parameters())
+    return dict(shared_out(targets, work, torch.get_num_threads() if on_cpu else 1))

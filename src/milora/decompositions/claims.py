@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -13,7 +17,7 @@ class Busy(Exception):
     """Another process holds this weight's lock: it is being decomposed there."""
 
 
-def shared_out(items: Iterable[Item], work: Callable[..., Result]) -> Iterator[tuple[Item, Result]]:
+def shared_out(items: Iterable[Item], work: Callable[..., Result], threads: int = 1) -> Iterator[tuple[Item, Result]]:
     """Work through a list beside other processes that work through the same one.
 
     Items that another process is at come later, when its result can be read; only where all that are left are held
@@ -22,21 +26,45 @@ def shared_out(items: Iterable[Item], work: Callable[..., Result]) -> Iterator[t
     Args:
         items: what there is to do.
         work: called as work(item, wait=False), and work(item, wait=True) to wait.
+        threads: items done at the same time in this process, each with one thread of torch's. Several small matrices
+            side by side are faster than one after the other with several threads each.
 
     Yields:
         Each item once with its result, in the order in which they were done.
     """
+
+    def attempt(item: Item) -> tuple[Item, Result | None, bool]:
+        try:
+            return item, work(item, wait=False), True
+        except Busy:
+            return item, None, False
+
     left = list(items)
-    while left:
-        held: list[Item] = []
-        for item in left:
-            try:
-                result = work(item, wait=False)
-            except Busy:
-                held.append(item)
-                continue
-            yield item, result
-        if len(held) == len(left):
-            yield held[0], work(held[0], wait=True)
-            held = held[1:]
-        left = held
+    with _mapping(threads) as mapped:
+        while left:
+            held: list[Item] = []
+            for item, result, done in mapped(attempt, left):
+                if done:
+                    yield item, result  # pyright: ignore[reportReturnType]
+                else:
+                    held.append(item)
+            if len(held) == len(left):
+                yield held[0], work(held[0], wait=True)
+                held = held[1:]
+            left = held
+
+
+@contextmanager
+def _mapping(threads: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """`map`, over as many threads."""
+    if threads == 1:
+        yield map
+        return
+    # The setting is each thread's own in one of torch's libraries and the process's in another.
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)

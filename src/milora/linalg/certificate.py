@@ -87,18 +87,12 @@ class Certificate:
         return cls(**values)
 
 
-def norm_estimate(A: Tensor, steps: int = 2) -> float:  # (m, n)
-    """sigma_1 from below, within a factor of two for all but contrived matrices: power steps from the longest row."""
+def norm_estimate(A: Tensor) -> float:  # (m, n)
+    """sigma_1 from below, within a factor of two for all but contrived matrices: a power step from the longest row."""
     v = A[int(torch.linalg.vector_norm(A, dim=1).argmax())]
-    value = 0.0
-    for _ in range(steps):
-        value = float(torch.linalg.vector_norm(v))
-        if value == 0.0:
-            return 0.0
-        u = A @ (v / value)
-        value = float(torch.linalg.vector_norm(u))
-        v = A.T @ (u / value) if value else u.new_zeros(A.shape[1])
-    return max(value, float(torch.linalg.vector_norm(v)))
+    u = A @ (v / torch.linalg.vector_norm(v).clamp_min(torch.finfo(A.dtype).tiny))
+    v = A.T @ (u / torch.linalg.vector_norm(u).clamp_min(torch.finfo(A.dtype).tiny))
+    return max(float(torch.linalg.vector_norm(u)), float(torch.linalg.vector_norm(v)))
 
 
 def certify(

@@ -20,6 +20,7 @@ from milora.linalg.parts import Part, Unsafe, deflated_values, random_block
 # eps ||W||_F^2 / sigma_min^2 above this makes the smallest left vectors of a Gram matrix of that precision noise.
 UNSAFE = 1e-2
 SHIFTS = 3
+FIRST = 8  # the edge of a rectangular weight is flat: no space of fewer blocks holds it
 
 
 def bottom(
@@ -49,7 +50,7 @@ def bottom(
         rounded = lower.to(A.dtype)
         space = KrylovSpace(lambda Q, _, R=rounded: _solve(R, Q), rounded.T, start, True, shift)
         try:
-            converge(space, r, tolerance)
+            converge(space, r, tolerance, FIRST)
             return _finish(A, G, space, r, lower, generator)
         except NotConverged:
             if shifts == SHIFTS:
@@ -58,9 +59,10 @@ def bottom(
         shifts += 1
 
 
-def gram(A: Tensor, block: int = 192) -> Tensor:  # (m, n) -> (n, n)
+def gram(A: Tensor) -> Tensor:  # (m, n) -> (n, n)
     """W^T W, its lower triangle only, by blocks of columns: half the work of the whole product."""
     n = A.shape[1]
+    block = min(192, max(64, n // 6))
     G = A.new_zeros(n, n)
     for j in range(0, n, block):
         G[j:, j : j + block] = A[:, j:].T @ A[:, j : j + block]
@@ -112,6 +114,6 @@ def _finish(A: Tensor, G: Tensor, space: KrylovSpace, r: int, lower: Tensor, gen
     U, V = Q @ P, V @ Qh.T
     estimate = abs(float(ritz.theta.sum()) / float(S.square().sum()) - 1)
     rounded = lower.to(A.dtype)
-    probe = float(deflated_values(lambda X: _solve(rounded, X), A, V.to(A.dtype), generator, steps=3).min())
+    probe = float(deflated_values(lambda X: _solve(rounded, X), A, V.to(A.dtype), generator, steps=2).min())
     name = f"cholesky-{str(lower.dtype).removeprefix('torch.')}"
     return Part(U, S, V, name, estimate, probe / float(S[0]))

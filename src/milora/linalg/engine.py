@@ -46,7 +46,7 @@ SEED = 20_240_613  # of the random starts: the day of the MiLoRA paper's first v
 SMALL = 256  # a side up to this: all eigenvectors cost less than an iteration
 ORDINARY = 12  # binary exponents up to which a weight is taken as it is
 CROWDED = 6  # and so they do for a part of more than 1 / CROWDED of all triplets
-TOLERANCE = {"bottom": 1e-4, "top": 3e-6}
+TOLERANCE = {"bottom": 1e-4, "top": 3e-6}  # of the space; the steps after it make the bottom better by several times
 
 Algorithm = Callable[[], Part]
 

@@ -24,9 +24,7 @@ from torch import Tensor
 # Q (n, b) and a function that gives M Q (m, b)  ->  T Q (n, b)
 Operator = Callable[[Tensor, Callable[[], Tensor]], Tensor]
 
-FIRST = 5  # blocks before the first look at the Ritz values
-MOST = 18  # blocks after which another algorithm is better, or
-SHARE = 4  # a space of n / SHARE, whichever is larger
+MOST = 18  # blocks after which another algorithm is better; or a space of n / 4, if that is larger
 DEFECT = 1e-5  # how far from orthonormal the basis may be
 
 
@@ -73,7 +71,8 @@ class KrylovSpace:
 
     def __init__(self, operator: Operator, M: Tensor, start: Tensor, smallest: bool, shift: float = 0.0) -> None:
         n, self.b = start.shape
-        p = min(max(MOST * self.b, n // SHARE), n)
+        # The top has no safer iteration to give way to, and its operator costs less.
+        p = min(max(MOST * self.b, n // (4 if smallest else 2)), n)
         self.operator, self.M, self.smallest, self.shift = operator, M, smallest, shift
         # Basis vectors are rows: see `times`.
         self.Qt = start.new_empty(p, n)
@@ -92,14 +91,14 @@ class KrylovSpace:
         if self.p + self.b > self.Qt.shape[0]:
             return False
         Qt = self.Qt[: self.p]
-        Y = orthonormal(self.operator(Qt[-self.b :].T, self._last_image))
+        Y = self.operator(Qt[-self.b :].T, self._last_image)
+        Y = Y / torch.linalg.vector_norm(Y, dim=0).clamp_min(torch.finfo(Y.dtype).tiny)
         defect = self.defect
         for _ in range(4):
-            # What is left of a column is shorter than it was, and what it overlaps with the space is larger by as much.
-            Y = Y - Qt.T @ (Qt @ Y)
-            shortest = float(torch.linalg.vector_norm(Y, dim=0).min())
-            Y = orthonormal(Y)
-            defect = defect / max(shortest, 1e-30)
+            # Of a column only R_ii is new to the space and to the columns before it; dividing by that enlarges whatever
+            # overlap rounding has left.
+            Y, R = torch.linalg.qr(Y - Qt.T @ (Qt @ Y))
+            defect = defect / max(float(R.diagonal().abs().min()), 1e-30)
             if defect <= DEFECT:
                 self.defect = max(self.defect, defect)
                 self._append(Y)
@@ -148,11 +147,18 @@ class KrylovSpace:
         return Ritz((Zt @ self.Qt[: self.p].to(Zt.dtype)).T, theta[:q] + self.shift, (Zt @ self.MQt[: self.p]).T)
 
 
-def converge(space: KrylovSpace, r: int, tolerance: float) -> float:
+def converge(space: KrylovSpace, r: int, tolerance: float, first: int = 5) -> float:
     """Grow a space until the r wanted Ritz values are predicted to be final.
 
-    Growing by a tenth lowers the energy E = sum theta (or raises it) by a step, and steps fall at least geometrically:
-    what is left after a step d is about d rho / (1 - rho), rho the ratio of the last two steps.
+    Each block lowers the energy E = sum theta (or raises it), by steps that fall at least geometrically: with d the
+    mean step of a block at the last look and rho the ratio of two such steps in a row, d rho / (1 - rho) is left.
+    Several modes fall side by side and the slowest is seen last, so that a slow rho is trusted less: by 1 - rho again.
+
+    Args:
+        space: the space.
+        r: how many Ritz values are wanted.
+        tolerance: what may be left, relative to E.
+        first: blocks before the first look.
 
     Returns:
         What is predicted to be left, relative to E.
@@ -160,16 +166,16 @@ def converge(space: KrylovSpace, r: int, tolerance: float) -> float:
     Raises:
         NotConverged: there is no room for the blocks that would be needed.
     """
-    while space.p < r or space.p < FIRST * space.b:
+    while space.p < r or space.p < first * space.b:
         if not space.grow():
             raise NotConverged
-    energy, step = space.energy(r), math.inf
-    # A look costs as much as several blocks once the space is large, so that it is taken at each tenth of its size.
-    while all([space.grow() for _ in range(max(1, space.p // (10 * space.b)))]):
+    energy, step, blocks, gap = space.energy(r), math.inf, 1, 1
+    while all([space.grow() for _ in range(blocks)]):
         before, energy = energy, space.energy(r)
-        last, step = step, abs(before - energy) / max(abs(energy), 1e-300)
-        rho = min(step / last, 0.95) if 0 < last < math.inf else 0.5
-        left = step * rho / (1 - rho)
+        last, step = step, abs(before - energy) / max(abs(energy), 1e-300) / blocks
+        gap, between = blocks, (gap + blocks) / 2
+        rho = min((step / last) ** (1 / between), 0.95) if 0 < last < math.inf else 0.5
+        left = step * rho / (1 - rho) ** 2
         if left <= tolerance:
             return left
         more = math.log(tolerance / left) / math.log(rho) if rho > 0 else 0
@@ -177,4 +183,6 @@ def converge(space: KrylovSpace, r: int, tolerance: float) -> float:
         room = space.Qt.shape[0]
         if space.p > 0.6 * room and space.p + more * space.b > 2 * room:
             break
+        # A look costs as much as a block or two.
+        blocks = max(1, min(int(more / 3), space.p // (4 * space.b)))
     raise NotConverged

@@ -68,7 +68,7 @@ def bottom(A: Tensor, r: int, b: int, tolerance: float, generator: torch.Generat
     U, V = U @ P, V @ Qh.T
     energies = [float(x.square().sum()) for x in (times(A.T, U.to(A.dtype)), WV)]
     estimate = _left([float(ritz.theta.sum()), *energies]) / energies[-1]
-    probe = float(deflated_values(inverse, A, V.to(A.dtype), generator, steps=3).min())
+    probe = float(deflated_values(inverse, A, V.to(A.dtype), generator, steps=2).min())
     return Part(U, S, V, "lu", estimate, probe / float(S[0]))
 
 
