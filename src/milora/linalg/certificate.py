@@ -19,6 +19,8 @@ bounds the energy: with R = G V - V Theta and any t > 0,
     G  >=  [Theta - t R^T R,  0;  0,  (mu - 1/t) I]     in the basis V and its complement,
 
 so that the optimum is at least sum_i min(theta_i, mu - 1/t) - t ||R||_F^2.
+
+"At most r below mu" is the resolution of the proof: singular values that agree to 5e-7 of themselves count as equal.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from milora.linalg.parts import Part
 ORTHONORMALITY = 1e-6
 RESIDUALS = (1e-6, 5e-3)  # the smaller and the larger one
 ENERGY = 1e-4
+EPS32 = torch.finfo(torch.float32).eps
 MISSED = 0.01  # a probe that comes this far inside the edge has found a missed direction
 SLACK = 1e-6  # relative, in squares of singular values
 WIDEST = 0.02  # slack beyond which a proof says too little
@@ -146,27 +149,38 @@ def certify(
 
 
 def prove(A: Tensor, part: Part, kind: str, largest: float) -> float:
-    """Prove that a part misses no smaller (larger) singular value; returns the bound on its energy's relative error.
+    """Prove that a part misses no smaller (larger) singular value.
+
+    Where the edge is so small that a Gram matrix of float64 does not resolve it, all singular values are computed
+    instead, by LAPACK in float64, and counted.
+
+    Args:
+        A: (m, n), m >= n.
+        part: its triplets.
+        kind: "bottom" or "top".
+        largest: an estimate of sigma_1 from below.
+
+    Returns:
+        A bound on the error of the part's energy, relative to it, or to r (4 eps32 sigma_1)^2 where that is more.
 
     Raises:
-        Refused: some singular value outside lies inside the part's edge, or the edge is below what a Gram matrix of
-            float64 resolves.
+        Refused: some singular value outside lies inside the part's edge.
     """
-    G = A.to(torch.float64).T @ A.to(torch.float64)
-    V, theta = part.V, part.S.square()
-    sign = 1.0 if kind == "bottom" else -1.0
+    A = A.to(torch.float64)
+    theta, sign = part.S.square(), 1.0 if kind == "bottom" else -1.0
+    energy = max(float(theta.sum()), len(theta) * (4 * EPS32 * largest) ** 2)
     edge = float(theta[0] if kind == "bottom" else theta[-1])
     rounding = 4 * A.shape[1] * torch.finfo(torch.float64).eps * largest**2
     slack = max(SLACK, 2 * rounding / edge) if edge > 0 else 1.0
     if slack > WIDEST:
-        raise Refused(f"edge: {edge**0.5:.3g} is below what its Gram matrix resolves")
+        return _count(A, part, kind, largest) / energy
+    G, V = A.T @ A, part.V
     mu = (1 - sign * slack) * edge
     lifted = sign * G + 2 * largest**2 * (V @ V.T)
     lifted.diagonal().sub_(sign * mu + rounding)
     if int(torch.linalg.cholesky_ex(lifted).info) != 0:
         raise Refused("inertia: a singular value outside lies inside the edge")
     residual = float(torch.linalg.vector_norm(G @ V - V * theta)) ** 2
-    energy = float(theta.sum())
     return min(_error(theta, mu, residual, share, sign) for share in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)) / energy
 
 
@@ -174,6 +188,16 @@ def _error(theta: Tensor, mu: float, residual: float, share: float, sign: float)
     """How much the energy can be off, 1/t being `share` of mu."""
     beyond = mu * (1 - sign * share)
     return float((sign * (theta - beyond)).clamp_min(0).sum()) + residual / (share * mu)
+
+
+def _count(A: Tensor, part: Part, kind: str, largest: float) -> float:
+    """Compare a part with all singular values; how much its energy is off."""
+    every, r = torch.linalg.svdvals(A), len(part.S)
+    right = every[-r:] if kind == "bottom" else every[:r]
+    rounding = 16 * A.shape[0] ** 0.5 * torch.finfo(torch.float64).eps * largest
+    if float((part.S - right).abs().max()) > SLACK * float(right[0]) + rounding:
+        raise Refused("count: a singular value outside lies inside the edge")
+    return abs(float(part.S.square().sum() - right.square().sum())) + 2 * float(right.sum()) * rounding
 
 
 def _defect(X: Tensor) -> float:  # (n, r)
