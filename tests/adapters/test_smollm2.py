@@ -19,9 +19,8 @@ from milora.methods import METHODS
 pytestmark = pytest.mark.slow
 R = 32
 IDS = torch.randint(5, 40000, (2, 16), generator=torch.Generator().manual_seed(0))
-# Another order of rounding through 30 layers, on logits around 20, as a mean over all logits. A bfloat16 forward pass
-# rounds each activation to 3 digits, so that single logits of a merged model move by several units.
-ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.6}
+# Another order of rounding through 30 layers, on logits around 20, as a mean over all logits, in float32.
+ROUNDING = 1e-4
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -74,11 +73,17 @@ def test_the_laws_hold(smollm2, tmp_path, method, dtype):
     again = in_another_process(script, str(smollm2), str(tmp_path / "own"), name, folder=tmp_path)
     assert torch.equal(again, trained)
     # 5: exported to stock PEFT, and merged, it is the same within rounding; unmerged it is as before
+    exact, allowed = trained, ROUNDING
+    if dtype == torch.bfloat16:
+        # A forward pass in bfloat16 is itself off by several units in single logits, more on some processors than on
+        # others. The measure is how far this adapter's own pass is from one in float32 on the same weights.
+        exact = logits(PeftModel.from_pretrained(fresh(smollm2, dtype).float(), tmp_path / "own"), IDS)
+        allowed = 2 * mean_difference(trained, exact)
     export_lora(tmp_path / "own", None, tmp_path / "lora")
     exported = PeftModel.from_pretrained(fresh(smollm2, dtype), tmp_path / "lora")
-    assert mean_difference(logits(exported, IDS), trained) <= ROUNDING[dtype]
+    assert mean_difference(logits(exported, IDS), exact) <= allowed
     adapted.merge_adapter()
-    assert mean_difference(logits(adapted, IDS), trained) <= ROUNDING[dtype]
+    assert mean_difference(logits(adapted, IDS), exact) <= allowed
     adapted.unmerge_adapter()
     assert torch.equal(logits(adapted, IDS), trained)
 
@@ -90,7 +95,7 @@ def test_an_export_needs_nothing_of_this_package(smollm2, tmp_path):
     export_lora(tmp_path / "own", None, tmp_path / "lora")
     arguments = (str(smollm2), str(tmp_path / "lora"))
     stock = in_another_process(stock_peft.__file__, *arguments, folder=tmp_path)
-    assert mean_difference(stock, logits(adapted, IDS)) <= ROUNDING[torch.float32]
+    assert mean_difference(stock, logits(adapted, IDS)) <= ROUNDING
 
 
 def test_pefts_pissa_does_not_start_at_the_base_in_bfloat16(smollm2, record_property):

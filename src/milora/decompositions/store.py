@@ -89,6 +89,9 @@ class Store:
             if found is not None:
                 return _on(found, W.device)
             svd = part.compute(W, strict)
+            if svd.certificate is not None and svd.certificate.refused:
+                failed, taken = ", ".join(svd.certificate.refused), svd.certificate.algorithm
+                log.info("store: %s of %s: %s failed a check, %s was taken", part.name, name or key, failed, taken)
             if lock is not None:
                 self._keep(key, part, svd, {"name": name, "shape": list(W.shape)})
             return svd
