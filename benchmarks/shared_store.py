@@ -2,9 +2,9 @@
 
     python benchmarks/shared_store.py --model_name_or_path M --output benchmarks/results/shared_store.json
 
-All linear layers, milora, r = 32, float32, one thread a process. From the store: the time of `get_peft_model` against that
-of PEFT's `mica` and `pissa`, alternating in one process. Several processes: how many matrices each computed, and the time
-until the last one was done against that of one process alone, wall-clock, so that the machine must be otherwise idle.
+All linear layers, milora, r = 32, float32, one thread a process. From the store: the time of `get_peft_model` against
+that of PEFT's `mica` and `pissa`, alternating in one process. Several processes: how many matrices each computed, and
+the time until the last was done against that of one process alone, wall-clock: the machine must be otherwise idle.
 """
 
 from __future__ import annotations

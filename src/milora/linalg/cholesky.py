@@ -20,7 +20,7 @@ from milora.linalg.parts import Part, Unsafe, deflated_values, random_block
 # eps ||W||_F^2 / sigma_min^2 above this makes the smallest left vectors of a Gram matrix of that precision noise.
 UNSAFE = 1e-2
 SHIFTS = 3
-FIRST = 8  # the edge of a rectangular weight is flat: no space of fewer blocks holds it
+FIRST = 9  # the edge of a rectangular weight is flat: no space of fewer blocks holds it
 
 
 def bottom(

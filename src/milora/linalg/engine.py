@@ -8,7 +8,7 @@ given out, and the certificate names what was refused before.
     bottom, rectangular       cholesky-float32 cholesky-float64   gram   lapack-float64
     bottom, on a GPU                           cholesky-float64   gram   lapack-float64
     top                       krylov                              gram   lapack-float64
-    small, or r above n / 6                                       gram   lapack-float64
+    small, or r above n / 14                                      gram   lapack-float64
     indices                                                       gram   lapack-float64
     all                       lapack-float32                             lapack-float64
 
@@ -45,7 +45,7 @@ VERSION = 2
 SEED = 20_240_613  # of the random starts: the day of the MiLoRA paper's first version
 SMALL = 256  # a side up to this: all eigenvectors cost less than an iteration
 ORDINARY = 12  # binary exponents up to which a weight is taken as it is
-CROWDED = 6  # and so they do for a part of more than 1 / CROWDED of all triplets
+CROWDED = 14  # and so they do for a part of more than 1 / CROWDED of all triplets
 TOLERANCE = {"bottom": 1e-4, "top": 3e-6}  # of the space; the steps after it make the bottom better by several times
 
 Algorithm = Callable[[], Part]
@@ -133,9 +133,10 @@ def _iterative(A: Tensor, kind: str, r: int, generator: torch.Generator) -> Iter
         # Few columns a block: the degree of the space counts, and each column costs the same.
         yield "krylov", partial(golub_kahan.top, A, r, max(8, -(-r // 4)), tolerance, generator)
         return
-    b = max(8, -(-3 * r // 32) * 4)
+    b = max(8, -(-r // 8) * 4)
     if not A.is_cuda and A.shape[0] == A.shape[1]:
-        yield "lu", partial(lu.bottom, A, r, b, tolerance, generator)
+        # The edge of a square weight is steep, so that few columns are enough.
+        yield "lu", partial(lu.bottom, A, r, max(8, -(-3 * r // 32) * 4), tolerance, generator)
     elif not A.is_cuda and A.dtype == torch.float32:
         yield "cholesky-float32", partial(cholesky.bottom, A, r, b, tolerance, generator, precision=torch.float32)
     yield "cholesky-float64", partial(cholesky.bottom, A, r, b, tolerance, generator, precision=torch.float64)

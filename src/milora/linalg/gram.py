@@ -1,16 +1,23 @@
-"""Any part of a weight, by the eigenvectors of its Gram matrix in float64: no iteration, nothing to converge.
+"""Any part of a weight, by eigenvectors of its Gram matrix in float64: no iteration of ours, nothing to converge.
 
     G = W^T W = V diag(sigma^2) V^T,     U = W V / sigma
 
 V is right to eps64 in every direction, also for the smallest values, because ||W v|| is measured with W itself. Where
 sigma is zero W V / sigma is noise; there U is taken from the complement of W's range, which is the left null space.
+On a CPU only the wanted eigenvectors are computed (LAPACK's syevr through scipy), which is twice as fast as all.
 """
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
+import scipy.linalg
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from milora.linalg.cholesky import gram
 from milora.linalg.krylov import orthonormal, times
 from milora.linalg.parts import Part, random_block
 
@@ -21,18 +28,38 @@ ZERO = 1e-10
 def part(A: Tensor, indices: Tensor, generator: torch.Generator) -> Part:  # A (m, n), m >= n; indices (r,) rising
     """The triplets at `indices`, 0 being the largest singular value."""
     A64 = A.to(torch.float64)
-    theta, vectors = torch.linalg.eigh(A64.T @ A64)
-    theta, vectors = theta.flip(0), vectors.flip(1)
-    V = vectors[:, indices.to(A.device)]
+    G = gram(A64)
+    V = _eigenvectors(G, A.shape[1] - 1 - indices.flip(0)).flip(1)  # eigh's order is rising
     Q, R = torch.linalg.qr(times(A64, V))
     P, S, Qh = torch.linalg.svd(R)
     U, V = Q @ P, V @ Qh.T
-    sigma = theta.clamp_min(0).sqrt()
-    zero = (S / float(sigma[0]) if float(sigma[0]) else S) <= ZERO
+    largest = float(G.diagonal().max()) ** 0.5  # from below
+    zero = largest * ZERO >= S
     if bool(zero.any()):
-        inside = sigma > ZERO * float(sigma[0])
-        U = torch.cat([U[:, ~zero], _left_null_space(A64, vectors[:, inside], int(zero.sum()), generator)], dim=1)
+        theta, vectors = torch.linalg.eigh(G)
+        inside = vectors[:, theta > (ZERO * largest) ** 2]
+        U = torch.cat([U[:, ~zero], _left_null_space(A64, inside, int(zero.sum()), generator)], dim=1)
     return Part(U, S, V, "gram")
+
+
+def _eigenvectors(G: Tensor, indices: Tensor) -> Tensor:  # (n, n) lower triangle, (r,) rising -> (n, r)
+    """Eigenvectors of G at the given places of the rising eigenvalues."""
+    first, last = int(indices[0]), int(indices[-1])
+    if G.is_cuda or last - first + 1 > G.shape[0] // 2:
+        return torch.linalg.eigh(G).eigenvectors[:, indices.to(G.device)]
+    # scipy brings its own BLAS; it takes as many threads as torch does here.
+    with _blas().limit(limits=torch.get_num_threads(), user_api="blas"):
+        # The lower triangle of a row-major matrix is the upper one of the column-major matrix that LAPACK sees.
+        found: Any = scipy.linalg.eigh(
+            G.T.numpy(), lower=False, subset_by_index=[first, last], driver="evr", check_finite=False
+        )
+    return torch.from_numpy(found[1])[:, indices - first]
+
+
+@cache
+def _blas() -> Any:
+    """The BLAS libraries of this process; finding them takes longer than a small matrix."""
+    return ThreadpoolController()
 
 
 def _left_null_space(A: Tensor, V: Tensor, count: int, generator: torch.Generator) -> Tensor:  # A (m, n), V (n, k)
