@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from milora.linalg.krylov import KrylovSpace, NotConverged, converge, orthonormal, times
-from milora.linalg.parts import Part, Unsafe, deflated_values, random_block
+from milora.linalg.parts import Part, Unsafe, deflated_values, image, random_block
 
 # eps ||W||_F^2 / sigma_min^2 above this makes the smallest left vectors of a Gram matrix of that precision noise.
 UNSAFE = 1e-2
@@ -88,8 +88,8 @@ def _shifted(G: Tensor, space: KrylovSpace) -> tuple[Tensor, Tensor, float]:
     """A factor of G - mu I, mu as near below the smallest eigenvalue as it comes; the block to go on from; mu."""
     ritz = space.ritz(space.b)
     M, theta, v = space.M, float(ritz.theta[0]), ritz.V[:, :1].to(space.M.dtype)
-    image = times(M.T, times(M, v)) + space.shift * v
-    distance = min(2 * float(torch.linalg.vector_norm(image - theta * v)), 0.5 * theta)
+    Gv = times(M.T, times(M, v)) + space.shift * v
+    distance = min(2 * float(torch.linalg.vector_norm(Gv - theta * v)), 0.5 * theta)
     while distance < theta:
         lower = _factor(G, theta - distance)
         if lower is not None:
@@ -107,7 +107,7 @@ def _finish(A: Tensor, G: Tensor, space: KrylovSpace, r: int, lower: Tensor, gen
     """One more step of T in the factor's own precision, then the triplets of W on it in float64."""
     ritz = space.ritz(r)
     V = orthonormal(_solve(lower, ritz.V.to(lower.dtype)).to(torch.float64))
-    Q, R = torch.linalg.qr(times(A.to(torch.float64), V))
+    Q, R = torch.linalg.qr(image(A, V))
     P, S, Qh = torch.linalg.svd(R)
     if _unsafe(G, float(S[-1]) ** 2):
         raise Unsafe("its condition is too high for a Gram matrix of this precision")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from milora.linalg.krylov import KrylovSpace, converge, orthonormal, times
-from milora.linalg.parts import Part, Unsafe, deflated_values, random_block
+from milora.linalg.parts import Part, Unsafe, deflated_values, image, random_block
 
 # Beyond this condition, solves in the working precision are noise in more than the wanted directions.
 CONDITION = 0.1
@@ -59,11 +59,10 @@ def bottom(A: Tensor, r: int, b: int, tolerance: float, generator: torch.Generat
     ritz = space.ritz(r)
     U = orthonormal(to_left(ritz.V.to(A.dtype)).to(torch.float64))
     V = to_right(U.to(A.dtype)).to(torch.float64)
-    A64 = A.to(torch.float64)
     # One refinement of W V = U in float64 takes the factorisation's own error out of it.
-    V += to_right((U - times(A64, V)).to(A.dtype)).to(torch.float64)
+    V += to_right((U - image(A, V)).to(A.dtype)).to(torch.float64)
     V = orthonormal(V)
-    WV = times(A64, V)
+    WV = image(A, V)
     P, S, Qh = torch.linalg.svd(U.T @ WV)
     U, V = U @ P, V @ Qh.T
     energies = [float(x.square().sum()) for x in (times(A.T, U.to(A.dtype)), WV)]
