@@ -43,10 +43,11 @@ def random_block(A: Tensor, b: int, generator: torch.Generator) -> Tensor:  # (n
     return torch.randn(b, A.shape[1], generator=generator, dtype=A.dtype).T.to(A.device)
 
 
-def image(A: Tensor, X: Tensor, rows: int = 1024) -> Tensor:  # (m, n), (n, b) float64 -> (m, b) float64
-    """A X in float64, some rows of A at a time, so that A is never held in float64 as a whole."""
+def image(A: Tensor, X: Tensor) -> Tensor:  # (m, n), (n, b) float64 -> (m, b) float64
+    """A X in float64, some rows of A at a time: what is cast stays in a processor's cache, and A is never held twice."""
     if A.dtype == torch.float64:
         return times(A, X)
+    rows = max(256, 2**20 // A.shape[1])
     return torch.cat([times(A[i : i + rows].to(torch.float64), X) for i in range(0, A.shape[0], rows)])
 
 
