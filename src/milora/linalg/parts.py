@@ -44,7 +44,7 @@ def random_block(A: Tensor, b: int, generator: torch.Generator) -> Tensor:  # (n
 
 
 def image(A: Tensor, X: Tensor) -> Tensor:  # (m, n), (n, b) float64 -> (m, b) float64
-    """A X in float64, some rows of A at a time: what is cast stays in a processor's cache, and A is never held twice."""
+    """A X in float64, some rows of A at a time, so that what is cast stays in a cache and A is never held twice."""
     if A.dtype == torch.float64:
         return times(A, X)
     rows = max(256, 2**20 // A.shape[1])
