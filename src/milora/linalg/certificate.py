@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from milora.linalg.cholesky import gram
 from milora.linalg.krylov import times
 from milora.linalg.parts import Part
 
@@ -174,13 +175,13 @@ def prove(A: Tensor, part: Part, kind: str, largest: float) -> float:
     slack = max(SLACK, 2 * rounding / edge) if edge > 0 else 1.0
     if slack > WIDEST:
         return _count(A, part, kind, largest) / energy
-    G, V = A.T @ A, part.V
+    V = part.V
     mu = (1 - sign * slack) * edge
-    lifted = sign * G + 2 * largest**2 * (V @ V.T)
+    lifted = sign * gram(A) + 2 * largest**2 * (V @ V.T)  # its lower triangle, which is all that is read
     lifted.diagonal().sub_(sign * mu + rounding)
     if int(torch.linalg.cholesky_ex(lifted).info) != 0:
         raise Refused("inertia: a singular value outside lies inside the edge")
-    residual = float(torch.linalg.vector_norm(G @ V - V * theta)) ** 2
+    residual = float(torch.linalg.vector_norm(times(A.T, times(A, V)) - V * theta)) ** 2
     return min(_error(theta, mu, residual, share, sign) for share in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)) / energy
 
 
