@@ -57,7 +57,8 @@ def exact(W: Tensor) -> Generator[None]:
 
 @contextmanager
 def _whole_products() -> Generator[None]:
-    if not hasattr(torch.backends, "fp32_precision"):  # before torch 2.9
+    backends: Any = torch.backends
+    if not hasattr(backends, "fp32_precision"):  # before torch 2.9
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         try:
@@ -65,7 +66,7 @@ def _whole_products() -> Generator[None]:
         finally:
             torch.set_float32_matmul_precision(before)
         return
-    libraries: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    libraries = (backends.cuda.matmul, backends.mkldnn.matmul)
     reduced = [(x, x.fp32_precision) for x in libraries if x.fp32_precision in _REDUCED]
     for library, _ in reduced:
         library.fp32_precision = "ieee"

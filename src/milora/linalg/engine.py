@@ -35,6 +35,7 @@ from torch import Tensor
 
 from milora.errors import MiloraError
 from milora.linalg import cholesky, golub_kahan, gram, lapack, lu
+from milora.linalg.arithmetic import exact
 from milora.linalg.certificate import Refused, certify, norm_estimate
 from milora.linalg.krylov import NotConverged
 from milora.linalg.parts import Part, Unsafe
@@ -95,12 +96,14 @@ def _solve(W: Tensor, kind: str, r: int, *, indices: Tensor | None = None, stric
     scale = 1.0 if abs(exponent) <= ORDINARY else 2.0**exponent
     A = W if W.shape[0] >= W.shape[1] else W.T
     A = A if scale == 1.0 else A / scale
-    largest = norm_estimate(A) if kind in ("bottom", "take") else 0.0  # the others hold sigma_1 themselves
+    with exact(A):
+        largest = norm_estimate(A) if kind in ("bottom", "take") else 0.0  # the others hold sigma_1 themselves
     refused: list[str] = []
     for name, algorithm in _algorithms(A, kind, r, indices):
         try:
-            part = algorithm()
-            found = certify(A, part, kind, largest, strict=strict, refused=tuple(refused))
+            with exact(A):
+                part = algorithm()
+                found = certify(A, part, kind, largest, strict=strict, refused=tuple(refused))
         except (Unsafe, NotConverged, Refused, torch.linalg.LinAlgError):  # pyright: ignore[reportPrivateImportUsage]
             refused.append(name)
             continue
