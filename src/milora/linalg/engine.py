@@ -39,7 +39,7 @@ from milora.linalg.arithmetic import exact
 from milora.linalg.certificate import Refused, certify, norm_estimate
 from milora.linalg.krylov import NotConverged
 from milora.linalg.parts import Part, Unsafe
-from milora.linalg.svd import SVD, check_rank, fix_signs, middle_indices, prepare
+from milora.linalg.svd import SVD, cast_values, check_rank, fix_signs, middle_indices, prepare
 
 # Rises whenever the numbers that come out of this room may change; it is part of the store's keys.
 VERSION = 2
@@ -92,10 +92,10 @@ def _solve(W: Tensor, kind: str, r: int, *, indices: Tensor | None = None, stric
     W, magnitude = prepare(W)
     check_rank(r, min(W.shape))
     # Entries near 1 neither overflow nor vanish when they are squared; a power of two changes no digit.
-    exponent = math.frexp(magnitude)[1]
+    exponent = math.frexp(magnitude)[1] - 1
     scale = 1.0 if abs(exponent) <= ORDINARY else 2.0**exponent
     A = W if W.shape[0] >= W.shape[1] else W.T
-    A = A if scale == 1.0 else A / scale
+    A = A if scale == 1.0 else A / A.new_tensor(scale)  # a GPU divides by a number by multiplying with its inverse
     with exact(A):
         largest = norm_estimate(A) if kind in ("bottom", "take") else 0.0  # the others hold sigma_1 themselves
     refused: list[str] = []
@@ -107,7 +107,7 @@ def _solve(W: Tensor, kind: str, r: int, *, indices: Tensor | None = None, stric
         except (Unsafe, NotConverged, Refused, torch.linalg.LinAlgError):  # pyright: ignore[reportPrivateImportUsage]
             refused.append(name)
             continue
-        U, S, V = (x.to(W.dtype) for x in (part.U, part.S * scale, part.V))
+        U, S, V = part.U.to(W.dtype), cast_values(part.S * scale, W.dtype), part.V.to(W.dtype)
         U, Vh = fix_signs(U, V.T) if W.shape[0] >= W.shape[1] else fix_signs(V, U.T)
         resolution = max(largest * scale, float(S[0])) * torch.finfo(W.dtype).eps * max(W.shape) ** 0.5
         return SVD(U, S, Vh, resolution, found)

@@ -112,6 +112,19 @@ def prepare(W: Tensor) -> tuple[Tensor, float]:  # (m, n) -> (m, n)
     return W, max(-least, most)
 
 
+def cast_values(S: Tensor, dtype: torch.dtype) -> Tensor:  # (k,) -> (k,)
+    """Singular values in a weight's dtype.
+
+    Raises:
+        MiloraError: one is beyond the dtype's range, which sigma_1 can be where every entry is within.
+    """
+    cast = S.to(dtype)
+    if not bool(torch.isfinite(cast).all()):
+        name = str(dtype).removeprefix("torch.")
+        raise MiloraError(f"weight: got singular values beyond {name}, allowed up to {torch.finfo(dtype).max:.3g}")
+    return cast
+
+
 def fix_signs(U: Tensor, Vh: Tensor) -> tuple[Tensor, Tensor]:  # U (m, k), Vh (k, n)
     """Flip u_i and v_i together so that the entry of u_i of largest magnitude is positive."""
     largest = U.abs().argmax(dim=0)  # (k,)
