@@ -151,6 +151,12 @@ def test_strict_on_request_for_every_class(name, ask):
     assert abs(energy - optimum) <= (found.certificate.energy_bound + 1e-6) * resolved
 
 
+@pytest.mark.parametrize("ask", [bottom, top])
+def test_strict_for_a_float64_weight_of_zeros(ask):
+    found = ask(torch.zeros(10, 8, dtype=torch.float64), 3, strict=True)
+    assert found.certificate.strict and found.certificate.energy_bound == 0 and found.S.tolist() == [0, 0, 0]
+
+
 def test_what_is_refused_is_computed_again_and_named(monkeypatch: pytest.MonkeyPatch):
     W = gaussian((320, 320)).float()
     right = bottom(W, 8)

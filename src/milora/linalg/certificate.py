@@ -38,6 +38,7 @@ ORTHONORMALITY = 1e-6
 RESIDUALS = (1e-6, 5e-3)  # the smaller and the larger one
 ENERGY = 1e-4
 EPS32 = torch.finfo(torch.float32).eps
+TINY = torch.finfo(torch.float64).tiny
 MISSED = 0.01  # a probe that comes this far inside the edge has found a missed direction
 SLACK = 1e-6  # relative, in squares of singular values
 WIDEST = 0.02  # slack beyond which a proof says too little
@@ -168,7 +169,8 @@ def prove(A: Tensor, part: Part, kind: str, largest: float) -> float:
     """
     A = A.to(torch.float64)
     theta, sign = part.S.square(), 1.0 if kind == "bottom" else -1.0
-    energy = max(float(theta.sum()), len(theta) * (4 * EPS32 * largest) ** 2)
+    # Of a weight of zeros in float64 both are zero.
+    energy = max(float(theta.sum()), len(theta) * (4 * EPS32 * largest) ** 2, TINY)
     edge = float(theta[0] if kind == "bottom" else theta[-1])
     rounding = 4 * A.shape[1] * torch.finfo(torch.float64).eps * largest**2
     slack = max(SLACK, 2 * rounding / edge) if edge > 0 else 1.0
