@@ -68,6 +68,8 @@ def spoiled(W: torch.Tensor) -> dict[str, tuple[Part, str]]:
         "not a number": ({"U": nan}, "orthonormality"),
         "an iteration that has not ended": ({"estimate": 1e-2}, "estimate"),
         "a direction outside": ({"probe": 0.9}, "a direction outside"),
+        "a direction just outside": ({"probe": 0.985}, "a direction outside"),
+        "a probe that is not a number": ({"probe": math.nan}, "a direction outside"),
     }
     return {name: (dataclasses.replace(part, **change), said) for name, (change, said) in wrong.items()}
 

@@ -138,10 +138,10 @@ def certify(
     _require("estimate", part.estimate * energy, ENERGY * energy + resolved)
     for side in (AV, AtU):
         _require("energy", abs(float(side.square().sum(dtype=torch.float64)) - energy), ENERGY * energy + resolved)
-    if part.probe is not None and kind == "bottom" and float(part.S[0]) * (1 - part.probe) > 4 * eps * largest:
-        _require("a direction outside", 1 - part.probe, MISSED)
-    if part.probe is not None and kind == "top":
-        _require("a direction outside", part.probe - 1, MISSED)
+    if part.probe is not None:
+        inside = 1 - part.probe if kind == "bottom" else part.probe - 1
+        noise = kind == "bottom" and float(part.S[0]) * inside <= 4 * eps * largest
+        _require("a direction outside", 0.0 if noise else inside, MISSED)
     proves = strict and kind in ("bottom", "top") and k < A.shape[1]
     bound = prove(A, part, kind, largest) if proves else None
     return Certificate(
