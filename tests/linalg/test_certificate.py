@@ -5,6 +5,7 @@ import functools
 import math
 
 import pytest
+import scipy.linalg
 import torch
 
 from linalg.matrices import CLASSES, gaussian, with_spectrum
@@ -179,6 +180,16 @@ def test_what_is_refused_is_computed_again_and_named(monkeypatch: pytest.MonkeyP
     found = bottom(W, 8)
     assert found.certificate.algorithm == "gram" and found.certificate.refused == ("lu", "cholesky-float64")
     assert torch.allclose(found.S, right.S, rtol=1e-4)
+
+
+@pytest.mark.parametrize("library", [torch.linalg, scipy.linalg], ids=["torch", "scipy"])
+def test_lapack_that_does_not_converge_gives_way(library, monkeypatch: pytest.MonkeyPatch):
+    def never(*_, **__):
+        raise library.LinAlgError("did not converge")
+
+    monkeypatch.setattr(engine.gram.scipy.linalg, "eigh", never)
+    found = bottom(gaussian((40, 30)).float(), 4)
+    assert found.certificate.algorithm == "lapack-float64" and found.certificate.refused == ("gram",)
 
 
 def test_nothing_that_failed_is_given_out(monkeypatch: pytest.MonkeyPatch):

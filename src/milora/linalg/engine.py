@@ -30,6 +30,7 @@ import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -48,6 +49,12 @@ SMALL = 256  # a side up to this: all eigenvectors cost less than an iteration
 ORDINARY = 12  # binary exponents up to which a weight is taken as it is
 CROWDED = 14  # and so they do for a part of more than 1 / CROWDED of all triplets
 TOLERANCE = {"bottom": 1e-4, "top": 3e-6}  # of the space; the steps after it make the bottom better by several times
+
+# What torch's and scipy's LAPACK raise where they do not converge are two exceptions.
+FAILURES = (
+    Unsafe, NotConverged, Refused, scipy.linalg.LinAlgError,
+    torch.linalg.LinAlgError,  # pyright: ignore[reportPrivateImportUsage]
+)  # fmt: skip
 
 Algorithm = Callable[[], Part]
 
@@ -104,7 +111,7 @@ def _solve(W: Tensor, kind: str, r: int, *, indices: Tensor | None = None, stric
             with exact(A):
                 part = algorithm()
                 found = certify(A, part, kind, largest, strict=strict, refused=tuple(refused))
-        except (Unsafe, NotConverged, Refused, torch.linalg.LinAlgError):  # pyright: ignore[reportPrivateImportUsage]
+        except FAILURES:
             refused.append(name)
             continue
         U, S, V = part.U.to(W.dtype), cast_values(part.S * scale, W.dtype), part.V.to(W.dtype)
