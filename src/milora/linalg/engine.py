@@ -40,7 +40,7 @@ from milora.linalg.arithmetic import exact
 from milora.linalg.certificate import Refused, certify, norm_estimate
 from milora.linalg.krylov import NotConverged
 from milora.linalg.parts import Part, Unsafe
-from milora.linalg.svd import SVD, cast_values, check_rank, fix_signs, middle_indices, prepare
+from milora.linalg.svd import SVD, cast_values, check_matrix, check_rank, fix_signs, middle_indices, prepare
 
 # Rises whenever the numbers that come out of this room may change; it is part of the store's keys.
 VERSION = 2
@@ -83,7 +83,8 @@ def top(W: Tensor, r: int, *, strict: bool = False) -> SVD:  # W (m, n)
 
 def take(W: Tensor, indices: Tensor) -> SVD:  # W (m, n), indices (r,) rising
     """The triplets at `indices`, 0 being the largest singular value; result and errors are those of `bottom`."""
-    k = min(W.shape) if W.ndim == 2 else 0
+    check_matrix(W)
+    k, indices = min(W.shape), indices.cpu()
     check_rank(len(indices), k)
     if int(indices.min()) < 0 or int(indices.max()) >= k or bool((indices.diff() <= 0).any()):
         raise MiloraError(f"indices: got {indices.tolist()}, allowed rising numbers from 0 to {k - 1}")
@@ -126,10 +127,12 @@ def _algorithms(A: Tensor, kind: str, r: int, indices: Tensor | None) -> Iterato
     n = A.shape[1]
     generator = torch.Generator().manual_seed(SEED)
     if kind == "full":
-        yield "lapack-float32", partial(lapack.part, A, torch.arange(n), A.dtype)
-        yield "lapack-float64", partial(lapack.part, A, torch.arange(n), torch.float64)
+        yield "lapack-float32", partial(lapack.part, A, torch.arange(n, device="cpu"), A.dtype)
+        yield "lapack-float64", partial(lapack.part, A, torch.arange(n, device="cpu"), torch.float64)
         return
-    wanted = {"bottom": torch.arange(n - r, n), "top": torch.arange(r), "take": indices}[kind]
+    wanted = {"bottom": torch.arange(n - r, n, device="cpu"), "top": torch.arange(r, device="cpu"), "take": indices}[
+        kind
+    ]
     assert wanted is not None
     if kind != "take" and n > SMALL and r <= n // CROWDED:
         yield from _iterative(A, kind, r, generator)
