@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from linalg.matrices import CLASSES, gaussian, with_spectrum
+from milora.errors import MiloraError
 from milora.linalg import SVD, bottom, full, take, top
 
 EPS = torch.finfo(torch.float32).eps
@@ -137,6 +138,21 @@ def test_threads_and_repetition_change_nothing_beyond_rounding(shape):
     assert all(torch.equal(getattr(first, x), getattr(again, x)) for x in ("U", "S", "Vh"))
     for x in ("U", "S", "Vh"):
         assert torch.allclose(getattr(first, x), getattr(other, x), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(300, 300), (40, 40)], ids=str)
+def test_the_whole_range_of_a_dtype(dtype, shape):
+    W = gaussian(shape, seed=7).clamp(-1, 1).to(dtype)
+    expected, k = bottom(W, 3), min(shape)
+    for factor in (torch.finfo(dtype).max, 2 * torch.finfo(dtype).smallest_normal):
+        found = bottom(W * factor, 3)
+        # The smaller of the two has lost digits to the range, as any weight there has.
+        assert torch.allclose(found.S.double() / factor, expected.S.double(), rtol=1e-5)
+        assert torch.allclose(found.U.abs(), expected.U.abs(), atol=1e-3)
+    assert float(torch.linalg.svdvals(W)[0]) > 1
+    with pytest.raises(MiloraError, match="singular values beyond"):
+        top(W * torch.finfo(dtype).max, k)
 
 
 def test_the_start_is_no_stranger_to_the_weight():

@@ -5,13 +5,14 @@ import functools
 import math
 
 import pytest
+import scipy.linalg
 import torch
 
 from linalg.matrices import CLASSES, gaussian, with_spectrum
 from milora.linalg import Certificate, bottom, engine, top
-from milora.linalg.certificate import Refused, certify, norm_estimate, prove
+from milora.linalg.certificate import Refused, _error, certify, norm_estimate, prove
 from milora.linalg.krylov import NotConverged
-from milora.linalg.parts import Part
+from milora.linalg.parts import Part, deflated_values
 
 SHAPE = (70, 50)
 R = 8
@@ -68,6 +69,8 @@ def spoiled(W: torch.Tensor) -> dict[str, tuple[Part, str]]:
         "not a number": ({"U": nan}, "orthonormality"),
         "an iteration that has not ended": ({"estimate": 1e-2}, "estimate"),
         "a direction outside": ({"probe": 0.9}, "a direction outside"),
+        "a direction just outside": ({"probe": 0.985}, "a direction outside"),
+        "a probe that is not a number": ({"probe": math.nan}, "a direction outside"),
     }
     return {name: (dataclasses.replace(part, **change), said) for name, (change, said) in wrong.items()}
 
@@ -78,6 +81,58 @@ def test_each_fault_is_named(name):
     part, said = spoiled(W)[name]
     with pytest.raises(Refused, match=said):
         certify(W, part, "bottom", norm_estimate(W))
+
+
+def with_tiny_bottom() -> torch.Tensor:
+    S = torch.cat([torch.linspace(1, 0.1, SHAPE[1] - R), torch.linspace(2e-6, 1e-6, R)])
+    return with_spectrum(SHAPE, S.double()).float()
+
+
+@pytest.mark.parametrize(
+    ("side", "angle", "said"),
+    [("U", 2e-2, "residual"), ("V", 2e-2, "residual"), ("U", 1e-3, "energy"), ("V", 1e-3, "energy")],
+)
+def test_a_tiny_share_of_a_principal_direction_is_seen_on_either_side(side, angle, said):
+    """One residual stays at rounding, for the values are tiny; the other, or else the energy of that side, says it."""
+    W = with_tiny_bottom()
+    part, first = bottom_part(W), exact_part(W, torch.tensor([0]))
+    turned = getattr(part, side).clone()
+    turned[:, 0] = math.cos(angle) * turned[:, 0] + math.sin(angle) * getattr(first, side)[:, 0]
+    certify(W, part, "bottom", norm_estimate(W))
+    with pytest.raises(Refused, match=f"^{said}"):
+        certify(W, dataclasses.replace(part, **{side: turned}), "bottom", norm_estimate(W))
+
+
+def test_values_that_are_off_by_little_are_seen_in_both_residuals():
+    W = gaussian(SHAPE).float()
+    part = exact_part(W, torch.arange(R))
+    with pytest.raises(Refused, match=r"^residual"):
+        certify(W, dataclasses.replace(part, S=part.S * (1 + 2e-5)), "top", norm_estimate(W))
+
+
+def test_all_triplets_are_judged_by_the_dtypes_own_rounding():
+    W = gaussian(SHAPE).float()
+    part = exact_part(W, torch.arange(SHAPE[1]))
+    certify(W, part, "full", 0.0)
+    with pytest.raises(Refused, match="orthonormality"):
+        certify(W, dataclasses.replace(part, U=part.U * (1 + 2e-5)), "full", 0.0)
+
+
+def test_the_bound_of_the_energy_is_the_formulas():
+    assert _error(torch.tensor([1.0, 0.5]), 1.0, 1e-6, 0.01, 1.0) == pytest.approx(0.01 + 1e-4, rel=1e-5)
+    assert _error(torch.tensor([2.0, 1.0]), 1.0, 1e-6, 0.01, -1.0) == pytest.approx(0.01 + 1e-4, rel=1e-5)
+
+
+@pytest.mark.parametrize("tiny", [1e-2, 1e-4])
+def test_the_probe_looks_outside_the_part_alone(tiny):
+    """Also where the part is so dominant that one step of the inverse leaves nothing else of a random block."""
+    S = torch.cat([torch.full((31,), 2.0), torch.tensor([1.0]), torch.full((8,), tiny)])
+    Q = torch.linalg.qr(gaussian((40, 40))).Q.float()
+    generator = torch.Generator().manual_seed(0)
+    found = deflated_values(
+        lambda X: Q @ ((Q.T @ X) / S[:, None] ** 2), S[:, None] * Q.T, Q[:, 32:], generator, steps=4
+    )
+    assert float(found.min()) == pytest.approx(1.0, rel=0.01)
 
 
 def test_the_probe_has_a_side():
@@ -151,6 +206,12 @@ def test_strict_on_request_for_every_class(name, ask):
     assert abs(energy - optimum) <= (found.certificate.energy_bound + 1e-6) * resolved
 
 
+@pytest.mark.parametrize("ask", [bottom, top])
+def test_strict_for_a_float64_weight_of_zeros(ask):
+    found = ask(torch.zeros(10, 8, dtype=torch.float64), 3, strict=True)
+    assert found.certificate.strict and found.certificate.energy_bound == 0 and found.S.tolist() == [0, 0, 0]
+
+
 def test_what_is_refused_is_computed_again_and_named(monkeypatch: pytest.MonkeyPatch):
     W = gaussian((320, 320)).float()
     right = bottom(W, 8)
@@ -171,6 +232,16 @@ def test_what_is_refused_is_computed_again_and_named(monkeypatch: pytest.MonkeyP
     found = bottom(W, 8)
     assert found.certificate.algorithm == "gram" and found.certificate.refused == ("lu", "cholesky-float64")
     assert torch.allclose(found.S, right.S, rtol=1e-4)
+
+
+@pytest.mark.parametrize("library", [torch.linalg, scipy.linalg], ids=["torch", "scipy"])
+def test_lapack_that_does_not_converge_gives_way(library, monkeypatch: pytest.MonkeyPatch):
+    def never(*_, **__):
+        raise library.LinAlgError("did not converge")
+
+    monkeypatch.setattr(engine.gram.scipy.linalg, "eigh", never)
+    found = bottom(gaussian((40, 30)).float(), 4)
+    assert found.certificate.algorithm == "lapack-float64" and found.certificate.refused == ("gram",)
 
 
 def test_nothing_that_failed_is_given_out(monkeypatch: pytest.MonkeyPatch):

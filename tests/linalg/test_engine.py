@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from milora.errors import MiloraError
-from milora.linalg import full
+from milora.linalg import bottom, full, take, top
 
 
 @pytest.mark.parametrize("shape", [(40, 24), (24, 40), (32, 32), (1, 7), (7, 1)])
@@ -64,3 +64,27 @@ def test_refuses_what_is_no_matrix(shape):
 def test_refuses_a_rank_it_does_not_have(r):
     with pytest.raises(MiloraError, match=f"got {r}, allowed 1 to 3"):
         full(torch.eye(3)).bottom(r)
+
+
+@pytest.mark.parametrize("ask", [bottom, top])
+@pytest.mark.parametrize("shape", [(300, 300), (40, 30)], ids=str)
+def test_the_resolution_is_of_the_largest_value_and_in_the_weights_scale(ask, shape):
+    W = torch.randn(shape, generator=torch.Generator().manual_seed(4))
+    exact = float(torch.linalg.svdvals(W)[0]) * torch.finfo(torch.float32).eps * max(shape) ** 0.5
+    found = ask(W, 3).resolution
+    assert 0.5 * exact <= found <= 1.001 * exact
+    assert ask(W * 2.0**40, 3).resolution == pytest.approx(found * 2.0**40)
+    assert ask(W * 2.0**-40, 3).resolution == pytest.approx(found * 2.0**-40)
+
+
+@pytest.mark.parametrize("shape", [(300, 300), (400, 300), (40, 30)], ids=str)
+def test_a_default_device_is_no_matter(shape):
+    W = torch.randn(shape, generator=torch.Generator().manual_seed(4))
+    with torch.device("meta"):
+        found = [bottom(W, 3), top(W, 3), take(W, torch.tensor([1, 4], device="cpu")), full(W), full(W).bottom(2)]
+    assert len(found) == 5 and all(x.U.device.type == "cpu" for x in found)
+
+
+def test_take_refuses_what_is_no_matrix():
+    with pytest.raises(MiloraError, match="matrix"):
+        take(torch.ones(3), torch.tensor([0]))

@@ -33,6 +33,7 @@ MATRICES = {
     "condition_1e9": with_spectrum(torch.logspace(0, -9, 16, dtype=torch.float64), 40, 16),
     "tiny": random(24, 8) * 1e-30,
     "huge": random(24, 8).double() * 1e200,
+    "huge_float32": random(24, 8).clamp(-1, 1) * torch.finfo(torch.float32).max,
     "subnormal": random(24, 8).double() * 1e-310,
 }
 
@@ -62,6 +63,15 @@ def test_values_are_an_svd_without_vectors():
         m, n = W.shape
         assert (found.U.shape, found.S.dtype, found.Vh.shape) == ((m, 0), dtype, (0, n))
         assert torch.allclose(found.S.double(), singular_values(W), rtol=1e-7)
+
+
+def test_values_beyond_a_dtype_are_refused():
+    W = MATRICES["huge_float32"]
+    assert float(singular_values(W)[0]) > torch.finfo(torch.float32).max
+    with pytest.raises(MiloraError, match="singular values beyond"):
+        values(W)
+    largest = torch.eye(4, 3, dtype=torch.float64) * torch.finfo(torch.float64).max
+    assert torch.equal(singular_values(largest), largest.diagonal())
 
 
 def test_refuses_what_is_not_finite():

@@ -39,6 +39,7 @@ ORTHONORMALITY = 1e-6
 RESIDUALS = (1e-6, 5e-3)  # the smaller and the larger one
 ENERGY = 1e-4
 EPS32 = torch.finfo(torch.float32).eps
+TINY = torch.finfo(torch.float64).tiny
 MISSED = 0.01  # a probe that comes this far inside the edge has found a missed direction
 SLACK = 1e-6  # relative, in squares of singular values
 WIDEST = 0.02  # slack beyond which a proof says too little
@@ -138,10 +139,10 @@ def certify(
     _require("estimate", part.estimate * energy, ENERGY * energy + resolved)
     for side in (AV, AtU):
         _require("energy", abs(float(side.square().sum(dtype=torch.float64)) - energy), ENERGY * energy + resolved)
-    if part.probe is not None and kind == "bottom" and float(part.S[0]) * (1 - part.probe) > 4 * eps * largest:
-        _require("a direction outside", 1 - part.probe, MISSED)
-    if part.probe is not None and kind == "top":
-        _require("a direction outside", part.probe - 1, MISSED)
+    if part.probe is not None:
+        inside = 1 - part.probe if kind == "bottom" else part.probe - 1
+        noise = kind == "bottom" and float(part.S[0]) * inside <= 4 * eps * largest
+        _require("a direction outside", 0.0 if noise else inside, MISSED)
     proves = strict and kind in ("bottom", "top") and k < A.shape[1]
     bound = prove(A, part, kind, largest) if proves else None
     return Certificate(
@@ -169,7 +170,8 @@ def prove(A: Tensor, part: Part, kind: str, largest: float) -> float:
     """
     A = A.to(torch.float64)
     theta, sign = part.S.square(), 1.0 if kind == "bottom" else -1.0
-    energy = max(float(theta.sum()), len(theta) * (4 * EPS32 * largest) ** 2)
+    # Of a weight of zeros in float64 both are zero.
+    energy = max(float(theta.sum()), len(theta) * (4 * EPS32 * largest) ** 2, TINY)
     edge = float(theta[0] if kind == "bottom" else theta[-1])
     rounding = 4 * A.shape[1] * torch.finfo(torch.float64).eps * largest**2
     slack = max(SLACK, 2 * rounding / edge) if edge > 0 else 1.0

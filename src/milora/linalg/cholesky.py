@@ -89,7 +89,9 @@ def _shifted(G: Tensor, space: KrylovSpace) -> tuple[Tensor, Tensor, float]:
     ritz = space.ritz(space.b)
     M, theta, v = space.M, float(ritz.theta[0]), ritz.V[:, :1].to(space.M.dtype)
     Gv = times(M.T, times(M, v)) + space.shift * v
-    distance = min(2 * float(torch.linalg.vector_norm(Gv - theta * v)), 0.5 * theta)
+    # A residual of exactly zero says no more than rounding lets it, and times 4 it would stay zero.
+    residual = max(float(torch.linalg.vector_norm(Gv - theta * v)), torch.finfo(M.dtype).eps * theta)
+    distance = min(2 * residual, 0.5 * theta)
     while distance < theta:
         lower = _factor(G, theta - distance)
         if lower is not None:

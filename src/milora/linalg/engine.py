@@ -30,15 +30,17 @@ import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import scipy.linalg
 import torch
 from torch import Tensor
 
 from milora.errors import MiloraError
 from milora.linalg import cholesky, golub_kahan, gram, lapack, lu
+from milora.linalg.arithmetic import exact
 from milora.linalg.certificate import Refused, certify, norm_estimate
 from milora.linalg.krylov import NotConverged
 from milora.linalg.parts import Part, Unsafe
-from milora.linalg.svd import SVD, check_rank, fix_signs, middle_indices, prepare
+from milora.linalg.svd import SVD, cast_values, check_matrix, check_rank, fix_signs, middle_indices, prepare
 
 # Rises whenever the numbers that come out of this room may change; it is part of the store's keys.
 VERSION = 2
@@ -47,6 +49,12 @@ SMALL = 256  # a side up to this: all eigenvectors cost less than an iteration
 ORDINARY = 12  # binary exponents up to which a weight is taken as it is
 CROWDED = 14  # and so they do for a part of more than 1 / CROWDED of all triplets
 TOLERANCE = {"bottom": 1e-4, "top": 3e-6}  # of the space; the steps after it make the bottom better by several times
+
+# What torch's and scipy's LAPACK raise where they do not converge are two exceptions.
+FAILURES = (
+    Unsafe, NotConverged, Refused, scipy.linalg.LinAlgError,
+    torch.linalg.LinAlgError,  # pyright: ignore[reportPrivateImportUsage]
+)  # fmt: skip
 
 Algorithm = Callable[[], Part]
 
@@ -76,7 +84,8 @@ def top(W: Tensor, r: int, *, strict: bool = False) -> SVD:  # W (m, n)
 
 def take(W: Tensor, indices: Tensor) -> SVD:  # W (m, n), indices (r,) rising
     """The triplets at `indices`, 0 being the largest singular value; result and errors are those of `bottom`."""
-    k = min(W.shape) if W.ndim == 2 else 0
+    check_matrix(W)
+    k, indices = min(W.shape), indices.cpu()
     check_rank(len(indices), k)
     if int(indices.min()) < 0 or int(indices.max()) >= k or bool((indices.diff() <= 0).any()):
         raise MiloraError(f"indices: got {indices.tolist()}, allowed rising numbers from 0 to {k - 1}")
@@ -92,20 +101,22 @@ def _solve(W: Tensor, kind: str, r: int, *, indices: Tensor | None = None, stric
     W, magnitude = prepare(W)
     check_rank(r, min(W.shape))
     # Entries near 1 neither overflow nor vanish when they are squared; a power of two changes no digit.
-    exponent = math.frexp(magnitude)[1]
+    exponent = math.frexp(magnitude)[1] - 1
     scale = 1.0 if abs(exponent) <= ORDINARY else 2.0**exponent
     A = W if W.shape[0] >= W.shape[1] else W.T
-    A = A if scale == 1.0 else A / scale
-    largest = norm_estimate(A) if kind in ("bottom", "take") else 0.0  # the others hold sigma_1 themselves
+    A = A if scale == 1.0 else A / A.new_tensor(scale)  # a GPU divides by a number by multiplying with its inverse
+    with exact(A):
+        largest = norm_estimate(A) if kind in ("bottom", "take") else 0.0  # the others hold sigma_1 themselves
     refused: list[str] = []
     for name, algorithm in _algorithms(A, kind, r, indices):
         try:
-            part = algorithm()
-            found = certify(A, part, kind, largest, strict=strict, refused=tuple(refused))
-        except (Unsafe, NotConverged, Refused, torch.linalg.LinAlgError):  # pyright: ignore[reportPrivateImportUsage]
+            with exact(A):
+                part = algorithm()
+                found = certify(A, part, kind, largest, strict=strict, refused=tuple(refused))
+        except FAILURES:
             refused.append(name)
             continue
-        U, S, V = (x.to(W.dtype) for x in (part.U, part.S * scale, part.V))
+        U, S, V = part.U.to(W.dtype), cast_values(part.S * scale, W.dtype), part.V.to(W.dtype)
         U, Vh = fix_signs(U, V.T) if W.shape[0] >= W.shape[1] else fix_signs(V, U.T)
         resolution = max(largest * scale, float(S[0])) * torch.finfo(W.dtype).eps * max(W.shape) ** 0.5
         return SVD(U, S, Vh, resolution, found)
@@ -117,10 +128,12 @@ def _algorithms(A: Tensor, kind: str, r: int, indices: Tensor | None) -> Iterato
     n = A.shape[1]
     generator = torch.Generator().manual_seed(SEED)
     if kind == "full":
-        yield "lapack-float32", partial(lapack.part, A, torch.arange(n), A.dtype)
-        yield "lapack-float64", partial(lapack.part, A, torch.arange(n), torch.float64)
+        yield "lapack-float32", partial(lapack.part, A, torch.arange(n, device="cpu"), A.dtype)
+        yield "lapack-float64", partial(lapack.part, A, torch.arange(n, device="cpu"), torch.float64)
         return
-    wanted = {"bottom": torch.arange(n - r, n), "top": torch.arange(r), "take": indices}[kind]
+    wanted = {"bottom": torch.arange(n - r, n, device="cpu"), "top": torch.arange(r, device="cpu"), "take": indices}[
+        kind
+    ]
     assert wanted is not None
     if kind != "take" and n > SMALL and r <= n // CROWDED:
         yield from _iterative(A, kind, r, generator)

@@ -9,14 +9,13 @@ On a CPU only the wanted eigenvectors are computed (LAPACK's syevr through scipy
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import scipy.linalg
 import torch
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from milora.linalg.arithmetic import torch_threads
 from milora.linalg.cholesky import gram
 from milora.linalg.krylov import orthonormal, times
 from milora.linalg.parts import Part, random_block
@@ -47,19 +46,12 @@ def _eigenvectors(G: Tensor, indices: Tensor) -> Tensor:  # (n, n) lower triangl
     first, last = int(indices[0]), int(indices[-1])
     if G.is_cuda or last - first + 1 > G.shape[0] // 2:
         return torch.linalg.eigh(G).eigenvectors[:, indices.to(G.device)]
-    # scipy brings its own BLAS; it takes as many threads as torch does here.
-    with _blas().limit(limits=torch.get_num_threads(), user_api="blas"):
+    with torch_threads:
         # The lower triangle of a row-major matrix is the upper one of the column-major matrix that LAPACK sees.
         found: Any = scipy.linalg.eigh(
             G.T.numpy(), lower=False, subset_by_index=[first, last], driver="evr", check_finite=False
         )
     return torch.from_numpy(found[1])[:, indices - first]
-
-
-@cache
-def _blas() -> Any:
-    """The BLAS libraries of this process; finding them takes longer than a small matrix."""
-    return ThreadpoolController()
 
 
 def _left_null_space(A: Tensor, V: Tensor, count: int, generator: torch.Generator) -> Tensor:  # A (m, n), V (n, k)

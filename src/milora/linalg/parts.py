@@ -40,7 +40,7 @@ class Part:
 
 def random_block(A: Tensor, b: int, generator: torch.Generator) -> Tensor:  # (n, b)
     """Gaussian numbers in A's dtype and on its device; drawn on the CPU, so that every device has the same."""
-    return torch.randn(b, A.shape[1], generator=generator, dtype=A.dtype).T.to(A.device)
+    return torch.randn(b, A.shape[1], generator=generator, dtype=A.dtype, device="cpu").T.to(A.device)
 
 
 def image(A: Tensor, X: Tensor) -> Tensor:  # (m, n), (n, b) float64 -> (m, b) float64

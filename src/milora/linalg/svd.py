@@ -65,12 +65,12 @@ class SVD:
     def top(self, r: int) -> SVD:
         """The r principal triplets: U[:, :r], S[:r], Vh[:r]."""
         check_rank(r, len(self))
-        return self.take(torch.arange(r))
+        return self.take(torch.arange(r, device="cpu"))
 
     def bottom(self, r: int) -> SVD:
         """The r minor triplets: U[:, -r:], S[-r:], Vh[-r:]."""
         check_rank(r, len(self))
-        return self.take(torch.arange(len(self) - r, len(self)))
+        return self.take(torch.arange(len(self) - r, len(self), device="cpu"))
 
     def middle(self, r: int) -> SVD:
         """The r central triplets, from index (k - r) // 2 on."""
@@ -83,6 +83,12 @@ class SVD:
         return replace(self, U=self.U[:, i], S=self.S[i], Vh=self.Vh[i])
 
 
+def check_matrix(W: Tensor) -> None:
+    """Raise a MiloraError unless W is a matrix with at least one entry."""
+    if W.ndim != 2 or 0 in W.shape:
+        raise MiloraError(f"weight: got shape {tuple(W.shape)}, allowed a matrix with at least one entry")
+
+
 def check_rank(r: int, k: int) -> None:
     """Raise a MiloraError unless 1 <= r <= k."""
     if not 1 <= r <= k:
@@ -92,7 +98,7 @@ def check_rank(r: int, k: int) -> None:
 def middle_indices(r: int, k: int) -> Tensor:  # (r,)
     """The r central indices of 0..k-1, from (k - r) // 2 on."""
     start = (k - r) // 2
-    return torch.arange(start, start + r)
+    return torch.arange(start, start + r, device="cpu")
 
 
 def prepare(W: Tensor) -> tuple[Tensor, float]:  # (m, n) -> (m, n)
@@ -101,8 +107,7 @@ def prepare(W: Tensor) -> tuple[Tensor, float]:  # (m, n) -> (m, n)
     Raises:
         MiloraError: W is not a matrix, is empty, or holds NaN or Inf.
     """
-    if W.ndim != 2 or 0 in W.shape:
-        raise MiloraError(f"weight: got shape {tuple(W.shape)}, allowed a matrix with at least one entry")
+    check_matrix(W)
     W = W.detach()
     W = W if W.dtype == torch.float64 else W.to(torch.float32)
     # NaN and Inf are among the extremes, and one pass finds both of them.
@@ -110,6 +115,19 @@ def prepare(W: Tensor) -> tuple[Tensor, float]:  # (m, n) -> (m, n)
     if not (math.isfinite(least) and math.isfinite(most)):
         raise MiloraError("weight: got NaN or Inf among its entries, allowed finite numbers")
     return W, max(-least, most)
+
+
+def cast_values(S: Tensor, dtype: torch.dtype) -> Tensor:  # (k,) -> (k,)
+    """Singular values in a weight's dtype.
+
+    Raises:
+        MiloraError: one is beyond the dtype's range, which sigma_1 can be where every entry is within.
+    """
+    cast = S.to(dtype)
+    if not bool(torch.isfinite(cast).all()):
+        name = str(dtype).removeprefix("torch.")
+        raise MiloraError(f"weight: got singular values beyond {name}, allowed up to {torch.finfo(dtype).max:.3g}")
+    return cast
 
 
 def fix_signs(U: Tensor, Vh: Tensor) -> tuple[Tensor, Tensor]:  # U (m, k), Vh (k, n)

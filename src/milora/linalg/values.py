@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from milora.linalg.certificate import Certificate
-from milora.linalg.svd import SVD, prepare
+from milora.linalg.svd import SVD, cast_values, prepare
 
 _RELATIVE = 1e-6
 # A Gram product and its eigenvalues cost less than a reduction of W only where one side is clearly longer.
@@ -37,19 +37,19 @@ def values(W: Tensor) -> SVD:  # (m, n)
     """All singular values as an SVD with U (m, 0) and Vh (0, n): float64 for a float64 weight, else float32.
 
     Raises:
-        MiloraError: as `singular_values`.
+        MiloraError: as `singular_values`; a value beyond float32 (float64).
     """
     W, magnitude = prepare(W)
     S, algorithm = _singular_values(W, magnitude)
     m, n = W.shape
     resolution = float(S[0]) * torch.finfo(torch.float64).eps * math.sqrt(max(m, n))
     certificate = Certificate(algorithm, 0.0, 0.0, 0.0, 0.0)
-    return SVD(W.new_zeros(m, 0), S.to(W.dtype), W.new_zeros(0, n), resolution, certificate)
+    return SVD(W.new_zeros(m, 0), cast_values(S, W.dtype), W.new_zeros(0, n), resolution, certificate)
 
 
 def _singular_values(W: Tensor, magnitude: float) -> tuple[Tensor, str]:  # (m, n) -> (k,)
     # A power of two scales exactly, and keeps the squares within float64's range.
-    scale = math.ldexp(1.0, max(math.frexp(magnitude)[1], -1000))
+    scale = math.ldexp(1.0, max(math.frexp(magnitude)[1] - 1, -1000))
     W = W.double() / scale  # (m, n)
     S, algorithm = None, "values_gram"
     if W.is_cuda or max(W.shape) >= _LONGER * min(W.shape):
