@@ -48,6 +48,7 @@ SEED = 20_240_613  # of the random starts: the day of the MiLoRA paper's first v
 SMALL = 256  # a side up to this: all eigenvectors cost less than an iteration
 ORDINARY = 12  # binary exponents up to which a weight is taken as it is
 CROWDED = 14  # and so they do for a part of more than 1 / CROWDED of all triplets
+WIDE = 1024  # a side from which solves are no longer bound by their latency
 TOLERANCE = {"bottom": 1e-4, "top": 3e-6}  # of the space; the steps after it make the bottom better by several times
 
 # What torch's and scipy's LAPACK raise where they do not converge are two exceptions.
@@ -147,10 +148,12 @@ def _iterative(A: Tensor, kind: str, r: int, generator: torch.Generator) -> Iter
         # Few columns a block: the degree of the space counts, and each column costs the same.
         yield "krylov", partial(golub_kahan.top, A, r, max(8, -(-r // 4)), tolerance, generator)
         return
-    b = max(8, -(-r // 8) * 4)
+    # Blocks of 3/8 r columns need the fewest columns in all. The solves of a small rectangular weight take as long for
+    # r/2, and it needs many of them.
+    narrow, wide = (max(8, -(-r * share // 32) * 4) for share in (3, 4))
+    b = wide if A.shape[1] < WIDE else narrow
     if not A.is_cuda and A.shape[0] == A.shape[1]:
-        # The edge of a square weight is steep, so that few columns are enough.
-        yield "lu", partial(lu.bottom, A, r, max(8, -(-3 * r // 32) * 4), tolerance, generator)
+        yield "lu", partial(lu.bottom, A, r, narrow, tolerance, generator)
     elif not A.is_cuda and A.dtype == torch.float32:
         yield "cholesky-float32", partial(cholesky.bottom, A, r, b, tolerance, generator, precision=torch.float32)
     yield "cholesky-float64", partial(cholesky.bottom, A, r, b, tolerance, generator, precision=torch.float64)
