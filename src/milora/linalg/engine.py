@@ -45,7 +45,7 @@ from milora.linalg.svd import SVD, cast_values, check_matrix, check_rank, fix_si
 # Rises whenever the numbers that come out of this room may change; it is part of the store's keys.
 VERSION = 2
 SEED = 20_240_613  # of the random starts: the day of the MiLoRA paper's first version
-SMALL = 256  # a side up to this: all eigenvectors cost less than an iteration
+SMALL = 256  # a side up to this: eigenvectors of the Gram matrix cost less than an iteration
 ORDINARY = 12  # binary exponents up to which a weight is taken as it is
 CROWDED = 14  # and so they do for a part of more than 1 / CROWDED of all triplets
 WIDE = 1024  # a side from which solves are no longer bound by their latency

@@ -24,7 +24,7 @@ from torch import Tensor
 # Q (n, b) and a function that gives M Q (m, b)  ->  T Q (n, b)
 Operator = Callable[[Tensor, Callable[[], Tensor]], Tensor]
 
-MOST = 18  # blocks after which another algorithm is better; or a space of n / 4, if that is larger
+MOST = 18  # blocks after which another algorithm is better; or a space of n / 4 (top: n / 2), if that is larger
 DEFECT = 1e-5  # how far from orthonormal the basis may be
 
 
