@@ -263,3 +263,10 @@ def test_the_norm_estimate_is_a_lower_bound_within_a_factor_of_two(name):
     W = CLASSES[name]((90, 60))
     exact = float(torch.linalg.matrix_norm(W, 2))
     assert 0.5 * exact <= norm_estimate(W) <= exact * (1 + 1e-9)
+
+
+def test_the_norm_estimate_begins_with_the_longest_row():
+    W = torch.zeros(30, 20, dtype=torch.float64)
+    W[7, 3] = 5.0
+    W[0, 11] = 1e-3  # a row that is orthogonal to what is large
+    assert norm_estimate(W) == pytest.approx(5.0)
