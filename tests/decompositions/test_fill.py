@@ -193,7 +193,13 @@ def call(*arguments: str, script: str | None = None, **environment: str) -> subp
     return subprocess.Popen(
         [sys.executable, *program, *arguments],
         env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=listen_to_interrupts,
     )  # fmt: skip
+
+
+def listen_to_interrupts() -> None:
+    """A shell that runs these tests in the background has its children ignore the keyboard."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.mark.slow
