@@ -20,7 +20,7 @@ What the results keep to (sigma_1 the largest singular value, eps32 = 2^-23; the
 - U in the left null space where sigma is zero;
 - the same weight gives the same factors, to the last bit on the same processor and number of threads: every start is
   seeded, signs are fixed. On another number of threads, another processor or device, products are summed in another
-  order, so that vectors agree to about 1e-5 where their singular values are apart by 1 %; within a cluster only their
+  order, so that vectors agree to 1e-4 where their singular values are apart by 5 %; within a cluster only their
   span does. Ranks that must hold the same numbers read them from one store.
 """
 
@@ -46,8 +46,8 @@ from milora.linalg.svd import SVD, cast_values, check_matrix, check_rank, fix_si
 VERSION = 2
 SEED = 20_240_613  # of the random starts: the day of the MiLoRA paper's first version
 SMALL = 256  # a side up to this: eigenvectors of the Gram matrix cost less than an iteration
-ORDINARY = 12  # binary exponents up to which a weight is taken as it is
 CROWDED = 14  # and so they do for a part of more than 1 / CROWDED of all triplets
+ORDINARY = 12  # binary exponents up to which a weight is taken as it is
 WIDE = 1024  # a side from which solves are no longer bound by their latency
 TOLERANCE = {"bottom": 1e-4, "top": 3e-6}  # of the space; the steps after it make the bottom better by several times
 

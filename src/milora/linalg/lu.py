@@ -1,6 +1,6 @@
 """The bottom of a square weight, by an LU factorisation in its own precision.
 
-    W = P L U,   T = (W^T W)^-1 = W^-1 W^-T:   four triangular solves, no product W^T W whose condition is squared
+    W = P L U,   T = (W^T W)^-1 = W^-1 W^-T:   four triangular solves, and no condition is squared
 
 The minor vectors are what a Krylov space of T finds first (`krylov.py`). Two half steps end it:
 
@@ -18,9 +18,6 @@ from torch import Tensor
 
 from milora.linalg.krylov import KrylovSpace, converge, orthonormal, times
 from milora.linalg.parts import Part, Unsafe, deflated_values, image, random_block
-
-# Beyond this condition, solves in the working precision are noise in more than the wanted directions.
-CONDITION = 0.1
 
 
 def bottom(A: Tensor, r: int, b: int, tolerance: float, generator: torch.Generator) -> Part:  # A (n, n)
