@@ -88,3 +88,12 @@ def test_a_default_device_is_no_matter(shape):
 def test_take_refuses_what_is_no_matrix():
     with pytest.raises(MiloraError, match="matrix"):
         take(torch.ones(3), torch.tensor([0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [100, 400])
+def test_all_triplets_of_a_larger_weight_pass_at_the_first_try(n, dtype):
+    W = torch.randn(n, n, dtype=dtype, generator=torch.Generator().manual_seed(5))
+    found = full(W)
+    assert found.certificate.refused == ()
+    assert torch.allclose((found.U * found.S) @ found.Vh, W, atol=1e-5 if dtype == torch.float32 else 1e-12)

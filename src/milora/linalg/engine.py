@@ -129,7 +129,6 @@ def _algorithms(A: Tensor, kind: str, r: int, indices: Tensor | None) -> Iterato
     n = A.shape[1]
     generator = torch.Generator().manual_seed(SEED)
     if kind == "full":
-        yield "lapack-float32", partial(lapack.part, A, torch.arange(n, device="cpu"), A.dtype)
         yield "lapack-float64", partial(lapack.part, A, torch.arange(n, device="cpu"), torch.float64)
         return
     wanted = {"bottom": torch.arange(n - r, n, device="cpu"), "top": torch.arange(r, device="cpu"), "take": indices}[

@@ -40,6 +40,10 @@ class Triplets(Protocol):
         """The triplets at `indices`, 0 being the largest singular value."""
         ...
 
+    def full(self) -> SVD:
+        """All triplets."""
+        ...
+
 
 @dataclass(frozen=True)
 class SVD:
@@ -81,6 +85,10 @@ class SVD:
         """The triplets at `indices`, 0 being the largest singular value."""
         i = indices.to(self.S.device)
         return replace(self, U=self.U[:, i], S=self.S[i], Vh=self.Vh[i])
+
+    def full(self) -> SVD:
+        """All triplets there are."""
+        return self
 
 
 def check_matrix(W: Tensor) -> None:
