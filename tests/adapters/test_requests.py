@@ -59,7 +59,7 @@ def test_ranks_and_alphas_by_pattern(base, ids, tmp_path):
         ({"rank_pattern": {"nosuch": 4}}, "rank_pattern: 'nosuch' matches none"),
         ({"alpha_pattern": {"nosuch": 4}}, "alpha_pattern: 'nosuch' matches none"),
         ({"bias": "some"}, "bias: got 'some'"),
-        ({"components": "middle"}, "only with method random_components"),
+        ({"components": "middle"}, "components: got 'middle', allowed bottom with method milora"),
         ({"target_modules": ["embed_tokens"]}, "embed_tokens is a Embedding, allowed Linear"),
     ],
 )

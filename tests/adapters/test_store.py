@@ -37,7 +37,7 @@ def computed(monkeypatch) -> list[str]:
 
 
 def factors(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {n: p.detach() for n, p in model.named_parameters() if "spectral_" in n}
+    return {n: p.detach() for n, p in model.named_parameters() if "spectral_" in n or "basis_" in n}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -73,7 +73,7 @@ def test_shipped_recipes_are_listed_printed_and_valid(capsys: pytest.CaptureFixt
 def test_methods_with_and_without_a_model(tiny_llama: Path, capsys: pytest.CaptureFixture[str]):
     listed = call(capsys, "methods")
     names = {entry["method"] for entry in listed}
-    assert names >= {"milora", "pissa", "random_components", "mica", "lora", "dora", "full"}
+    assert names >= {"milora", "pissa", "random_components", "mica", "lora_xs", "svf", "svft", "lora", "dora", "full"}
     assert all(entry["equation"] for entry in listed)
 
     counted = call(capsys, "methods", "--model_name_or_path", tiny_llama, "--lora_r", 4)
@@ -81,10 +81,13 @@ def test_methods_with_and_without_a_model(tiny_llama: Path, capsys: pytest.Captu
     shapes = 2 * [(64, 64), (32, 64), (32, 64), (64, 64), (112, 64), (112, 64), (64, 112)]  # (out, in), two layers
     assert trainable["milora"] == trainable["lora"] == sum(4 * (out + in_) for out, in_ in shapes)
     assert trainable["mica"] == sum(4 * in_ for _, in_ in shapes)
+    assert trainable["lora_xs"] == 14 * 4 * 4
+    assert trainable["svf"] == trainable["svft"] == sum(min(shape) for shape in shapes)
     assert trainable["dora"] == trainable["lora"] + sum(out for out, _ in shapes)
     wide = call(capsys, "methods", "--model_name_or_path", tiny_llama, "--lora_r", 40)  # over the 32 rows of k and v
-    assert [e["method"] for e in wide if e["trainable"] is None] == ["mica", "milora", "pissa", "random_components"]
-    assert [e["method"] for e in wide if e["share"] is None] == ["mica", "milora", "pissa", "random_components"]
+    ranked = ["lora_xs", "mica", "milora", "pissa", "random_components"]
+    assert [e["method"] for e in wide if e["trainable"] is None] == ranked
+    assert [e["method"] for e in wide if e["share"] is None] == ranked
     assert main(["methods", "--model_name_or_path", str(tiny_llama), "--lora_r", "40"]) == 0
     milora = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("milora"))
     assert milora.split()[1:3] == ["-", "-"]

@@ -60,7 +60,7 @@ def test_all_problems_at_once(write):
         "output_dir: missing",
         "eval_strategy: got 'sometimes', allowed no, steps, epoch",
         "method: got 'milorra' (did you mean 'milora'?), allowed "
-        "mica, milora, pissa, random_components, lora, rslora, dora, adalora, vera, full",
+        "lora_xs, mica, milora, pissa, random_components, svf, svft, lora, rslora, dora, adalora, vera, full",
         "packing: got true without max_length, which is the size of a block",
     ]
 
@@ -221,7 +221,8 @@ def test_the_resolved_recipe_states_alpha_as_the_method_takes_it(write, method):
     recipe = load_recipe(write(NEEDED_YAML + f"method: {method}\nlora_r: {r}\nlora_alpha: null\n"))
     settings = {"method": method, "lora_r": r}
     config = peft_config(settings | {"method_settings": {"total_step": 9} if method == "adalora" else {}})
-    taken = {"mica": 4, "milora": 4, "pissa": 4, "random_components": 4, "vera": None, "full": None}.get(method, 8)
+    ranked = dict.fromkeys(("lora_xs", "mica", "milora", "pissa", "random_components"), 4)
+    taken = {**ranked, **dict.fromkeys(("svf", "svft", "vera", "full"))}.get(method, 8)
     assert recipe.lora_alpha == taken == Recipe(**NEEDED, **settings).lora_alpha
     if taken == 8:
         assert config.lora_alpha == 8

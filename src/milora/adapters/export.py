@@ -22,6 +22,7 @@ from milora.adapters.config import SpectralConfig
 from milora.adapters.layer import features
 from milora.adapters.registration import PREFIX
 from milora.errors import MiloraError
+from milora.methods import Bracket, get_method
 from milora.models.atomic import replacing
 from milora.models.checkpoint import is_local
 from milora.models.load import empty_model
@@ -79,7 +80,7 @@ def lora_tensors(weights: dict[str, Tensor], config: SpectralConfig) -> tuple[di
         config: the adapter's configuration.
     """
     modules = sorted({n.rsplit(f".{PREFIX}", 1)[0] for n in weights if f".{PREFIX}" in n})
-    pairs = {m: lora_pair(weights, m, config.scale(m.removeprefix(_INSIDE))) for m in modules}
+    pairs = {m: lora_pair(weights, m, config) for m in modules}
     rank = max(A.shape[0] for _, A in pairs.values())
     tensors = {n: t for n, t in weights.items() if f".{PREFIX}" not in n}
     for module, (B, A) in pairs.items():
@@ -89,13 +90,30 @@ def lora_tensors(weights: dict[str, Tensor], config: SpectralConfig) -> tuple[di
     return tensors, rank
 
 
-def lora_pair(weights: dict[str, Tensor], module: str, scale: float) -> tuple[Tensor, Tensor]:
-    """B (out, q) and A (q, in) of one module, with B A = s (L R - L0 R0); q = 2r, or r where only R trains."""
-    L0, dR = weights[f"{module}.{PREFIX}L0"], weights[f"{module}.{PREFIX}dR"]
-    if f"{module}.{PREFIX}dL" not in weights:
-        return scale * L0, dR
-    dL, R0 = weights[f"{module}.{PREFIX}dL"], weights[f"{module}.{PREFIX}R0"]
-    return scale * torch.cat([L0 + dL, dL], dim=1), torch.cat([dR, R0])
+def lora_pair(weights: dict[str, Tensor], module: str, config: SpectralConfig) -> tuple[Tensor, Tensor]:
+    """B (out, q) and A (q, in) of one module, with B A = s (L C R - L0 C0 R0)."""
+    P, Q = saved_bracket(weights, module, config).pair()
+    return config.scale(module.removeprefix(_INSIDE)) * P, Q
+
+
+def saved_bracket(weights: dict[str, Tensor], module: str, config: SpectralConfig) -> Bracket:
+    """The bracket of one module from the tensors of its file.
+
+    Raises:
+        MiloraError: the file does not hold the bases, or holds a magnitude.
+    """
+    parts = {n.removeprefix(f"{module}.{PREFIX}"): t for n, t in weights.items() if n.startswith(f"{module}.{PREFIX}")}
+    if "L0" not in parts:
+        raise MiloraError(f"adapter: holds no L0 of {module}, allowed one that was saved with save_bases=True")
+    if "dg" in parts:
+        raise MiloraError("adapter: has a magnitude, allowed one without: merge it instead")
+    method, choice = get_method(config.method), config.choice(module.removeprefix(_INSIDE))
+    L0, R0 = parts["L0"], parts.get("R0")
+    core = method.core(L0.shape[1], choice)
+    if core is None or R0 is None:
+        return Bracket(choice.scale, L0, R0, parts.get("dL"), parts["dR"])
+    c = method.values(parts["C"], R0, choice)
+    return Bracket(choice.scale, L0, R0, core=core, c=c, indices=parts.get("indices"))
 
 
 def _check_fits(tensors: dict[str, Tensor], model_name_or_path: str) -> None:

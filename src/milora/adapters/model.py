@@ -21,11 +21,12 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from milora.adapters.config import SpectralConfig
-from milora.adapters.layer import SpectralLinear, features
+from milora.adapters.layer import BASES, SpectralLinear, features
 from milora.adapters.registration import PREFIX
 from milora.adapters.start import all_factors, base_weight
+from milora.adapters.without_base import SpectralLinearWithoutBase
 from milora.errors import MiloraError
-from milora.methods import Factors
+from milora.methods import Factors, get_method
 from milora.models.digest import Digest, weight_digest
 from milora.models.fingerprint import fingerprint, precision
 from milora.models.targets import matching_pattern
@@ -62,8 +63,12 @@ class SpectralModel(BaseTuner):
             digests = _check_base(targets, config)
             if not config.saved and not low_cpu_mem_usage:
                 self._factors = all_factors(_on_a_device(targets), config, digests)
+            bases = config.saved and not config.keeps_bases
+            factors = all_factors(_on_a_device(targets), config, digests) if bases else {}
             with _no_collection():
                 super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
+            for name, made in factors.items():
+                cast(SpectralLinear, model.get_submodule(name)).fill_bases(adapter_name, made)
         except MiloraError:
             self.peft_config.pop(adapter_name, None)
             raise
@@ -72,6 +77,19 @@ class SpectralModel(BaseTuner):
         if config.bias != "none":
             self._base_biases = {p: p.detach().clone() for p in _trained_biases(model, config.bias)}
         _warn_of_dead_triplets(model, adapter_name)
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, torch.Tensor]:
+        # Bases that are decomposed again when the adapter is loaded.
+        whole = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        return {n: t for n, t in whole.items() if not any(f".{basis}." in n for basis in BASES)}
 
     def disable_adapter_layers(self) -> None:
         """Be the base model, biases included."""
@@ -116,10 +134,13 @@ class SpectralModel(BaseTuner):
         config = cast(SpectralConfig, peft_config)
         factors = self._taken_factors(target, config, current_key)
         if isinstance(target, SpectralLinear):
+            if config.drop_base:
+                raise MiloraError(f"drop_base: {current_key} has an adapter already, allowed only for the first one")
             target.update_layer(adapter_name, config, current_key, factors)
             return
         quantization = _quantization(target, self.model)
-        layer = SpectralLinear(target, adapter_name, config, current_key, quantization, factors)
+        layer_class = SpectralLinearWithoutBase if config.drop_base else SpectralLinear
+        layer = layer_class(target, adapter_name, config, current_key, quantization, factors)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
@@ -198,8 +219,11 @@ def _check_targets(targets: dict[str, nn.Module], config: SpectralConfig) -> Non
             in_, out = features(target)
         else:
             raise MiloraError(f"target_modules: {name} is a {type(target).__name__}, allowed Linear or Conv1D")
-        if config.rank(name) > min(out, in_):
-            raise MiloraError(f"r: got {config.rank(name)} for {name} ({out} x {in_}), allowed 1 to {min(out, in_)}")
+        method, choice = get_method(config.method), config.choice(name)
+        q, key = method.width(min(out, in_), choice), "r" if method.ranked else "svd_rank"
+        if q > min(out, in_):
+            raise MiloraError(f"{key}: got {q} for {name} ({out} x {in_}), allowed 1 to {min(out, in_)}")
+        method.core(q, choice)
 
 
 def _check_base(targets: dict[str, nn.Module], config: SpectralConfig) -> dict[str, Digest]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import cast
@@ -18,7 +17,7 @@ from milora.adapters.layer import SpectralLinear
 from milora.decompositions import Digest, Store, StoredDecomposition, default_store, shared_out
 from milora.errors import MiloraError
 from milora.linalg import Decomposition
-from milora.methods import Choice, Factors, get_method
+from milora.methods import Factors, get_method
 
 
 @contextmanager
@@ -58,13 +57,7 @@ def layer_factors(
         Busy: with `wait=False`, where another process is decomposing this weight.
         MiloraError: the weight cannot be decomposed, with the layer's name.
     """
-    seed = hashlib.sha256(f"{config.components_seed}:{key}".encode()).digest()
-    choice = Choice(
-        r=config.rank(key),
-        scale=config.scale(key),
-        components=config.components,
-        generator=torch.Generator().manual_seed(int.from_bytes(seed[:8], "little") >> 1),
-    )
+    choice = config.choice(key)
     svd = Decomposition(W) if store is None else StoredDecomposition(W, store, key, wait, digest)
     try:
         return get_method(config.method).factors(svd, choice)

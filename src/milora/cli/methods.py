@@ -43,7 +43,7 @@ def _counts(model_name_or_path: str, r: int, target_modules: str) -> dict[str, i
     """Numbers that each method would train; None where a matrix has fewer than r singular triplets."""
     from milora.adapters import attach, peft_config
     from milora.adapters.build import FULL, PEFT_METHODS
-    from milora.methods import METHODS
+    from milora.methods import METHODS, Choice
 
     targets = target_modules if "," not in target_modules else target_modules.split(",")
     if targets != "all-linear" and isinstance(targets, str):
@@ -61,8 +61,9 @@ def _counts(model_name_or_path: str, r: int, target_modules: str) -> dict[str, i
             layers: list[Any] = [m for m in model.modules() if "default" in getattr(m, "lora_A", {})]
             shapes = [(layer.out_features, layer.in_features) for layer in layers]
     for name, method in METHODS.items():
-        fits = all(r <= min(shape) for shape in shapes)
-        counts[name] = sum(method.count(out, in_, r) for out, in_ in shapes) if fits else None
+        fits = not method.ranked or all(r <= min(shape) for shape in shapes)
+        choice = Choice(r, 1.0)
+        counts[name] = sum(method.count(out, in_, choice) for out, in_ in shapes) if fits else None
     counts[FULL] = sum(p.numel() for p in _empty_model(model_name_or_path).parameters())
     return counts
 

@@ -11,12 +11,12 @@ Trainable numbers: r (out + in).
 """
 
 from milora.linalg import Triplets
-from milora.methods.factors import Choice, Factors, Method, split_sqrt
+from milora.methods.factors import Choice, Factors, Method, chosen, split_sqrt
 
 
 def factors(svd: Triplets, choice: Choice) -> Factors:
     """L0 = U_m (S_m/s)^1/2  (out, r),  R0 = (S_m/s)^1/2 V_m^T  (r, in)."""
-    return split_sqrt(svd.bottom(choice.r), choice.scale)
+    return split_sqrt(chosen(svd, choice, "bottom"), choice.scale)
 
 
 METHOD = Method(
@@ -26,4 +26,5 @@ METHOD = Method(
     paper="Wang et al., NAACL 2025, arXiv 2406.09044, eq. 3-5",
     trains=frozenset({"L", "R"}),
     factors=factors,
+    components=("bottom",),
 )

@@ -6,12 +6,12 @@ The paper's B is our L, its A our R. Trainable numbers: r (out + in).
 """
 
 from milora.linalg import Triplets
-from milora.methods.factors import Choice, Factors, Method, split_sqrt
+from milora.methods.factors import Choice, Factors, Method, chosen, split_sqrt
 
 
 def factors(svd: Triplets, choice: Choice) -> Factors:
     """L0 = U_p (S_p/s)^1/2  (out, r),  R0 = (S_p/s)^1/2 V_p^T  (r, in)."""
-    return split_sqrt(svd.top(choice.r), choice.scale)
+    return split_sqrt(chosen(svd, choice, "top"), choice.scale)
 
 
 METHOD = Method(
@@ -21,4 +21,5 @@ METHOD = Method(
     paper="Meng et al., NeurIPS 2024, arXiv 2404.02948",
     trains=frozenset({"L", "R"}),
     factors=factors,
+    components=("top",),
 )

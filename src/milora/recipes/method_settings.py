@@ -19,21 +19,22 @@ PEFT_SETTINGS: dict[str, tuple[str, ...]] = {
     "vera": (*_WHERE, "projection_prng_key", "save_projection", "d_initial"),
     "full": (),
 }
-SPECTRAL_SETTINGS: dict[str, tuple[str, ...]] = {"random_components": (*_WHERE, "components", "components_seed")}
+# Of every method on singular vectors: what it shares with its kin, what it declares for itself in `Method.own`.
+_SPECTRAL = (*_WHERE, "magnitude", "components", "components_seed", "save_bases")
 
 
 def default_alpha(method: Any, lora_r: Any, rank_pattern: Any) -> float | None:
     """`lora_alpha` where a recipe does not say it: r for spectral methods, 2r for LoRA and its kin.
 
-    None for VeRA and full fine-tuning, which have none; for a spectral method with a `rank_pattern`, where each
-    layer takes its own r; and for values that are no method and rank.
+    None for SVF, SVFT, VeRA and full fine-tuning, which have none; for a spectral method with a `rank_pattern`, where
+    each layer takes its own r; and for values that are no method and rank.
     """
     from milora.methods import METHODS
 
     if not isinstance(method, str) or type(lora_r) is not int or lora_r < 1:
         return None
     if method in METHODS:
-        return None if rank_pattern else float(lora_r)
+        return float(lora_r) if METHODS[method].ranked and not rank_pattern else None
     return 2.0 * lora_r if method in ("lora", "rslora", "dora", "adalora") else None
 
 
@@ -42,4 +43,6 @@ def known_methods() -> dict[str, tuple[str, ...]]:
     # torch is imported only where a method is looked at.
     from milora.methods import METHODS
 
-    return {name: SPECTRAL_SETTINGS.get(name, _WHERE) for name in METHODS} | PEFT_SETTINGS
+    dropping = {"svf": ("drop_base",)}
+    spectral = {name: (*_SPECTRAL, *sorted(m.own), *dropping.get(name, ())) for name, m in METHODS.items()}
+    return spectral | PEFT_SETTINGS
