@@ -18,6 +18,7 @@ by row, so that W + s P Q is never built and the quotient is 1 to the last bit a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,8 +68,11 @@ class Bracket:
             assert self.c is not None and self.R0 is not None
             z = self.core.apply(self.c, F.linear(x, self.R0), self.indices)
             return F.linear(z * self.scale if self.scale != 1.0 else z, self.L0)
-        P, Q = self.pair()
-        return F.linear(F.linear(x, Q) * self.scale, P)
+        if self.dL is None:
+            P, Q = self.pair()
+            return F.linear(F.linear(x, Q) * self.scale, P)
+        assert self.dR is not None and self.R0 is not None
+        return _Pair.apply(x, self.L0, self.R0, self.dL, self.dR, self.scale)  # pyright: ignore[reportReturnType]
 
     def terms(self) -> tuple[tuple[Tensor, Tensor], ...]:  # each (out, q), (q, in)
         """The products whose sum is P Q, with no column twice: L0 dR and dL R where both outer factors train."""
@@ -80,6 +84,37 @@ class Bracket:
     def dense(self) -> Tensor:  # (out, in)
         """s P Q."""
         return sum(P @ Q for P, Q in self.terms()) * self.scale  # pyright: ignore[reportReturnType]
+
+
+class _Pair(torch.autograd.Function):
+    """s [L0 + dL, dL] [dR; R0] x, with no gradient worked out for what is frozen.
+
+    With z = s Q x = [z1, z2] and g the gradient of the output:  dL: g^T (z1 + z2),  dR: (s g L)^T x,  x: s g P Q.
+    P and Q are put together again in the backward pass instead of being kept for it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, L0: Tensor, R0: Tensor, dL: Tensor, dR: Tensor, s: float) -> Tensor:
+        z = F.linear(x, torch.cat([dR, R0])) * s  # (..., 2r)
+        ctx.save_for_backward(x, z, L0, R0, dL, dR)
+        ctx.s = s
+        return F.linear(z, torch.cat([L0 + dL, dL], dim=1))
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, z, L0, R0, dL, dR = ctx.saved_tensors
+        r, flat = dL.shape[1], g.reshape(-1, g.shape[-1])
+        # Under autocast the products were taken in a lower precision than the factors have.
+        P = torch.cat([L0 + dL, dL], dim=1).to(g.dtype)
+        gz = (flat @ P) * ctx.s  # (n, 2r)
+        gx = gdL = gdR = None
+        if ctx.needs_input_grad[0]:
+            gx = (gz @ torch.cat([dR, R0]).to(g.dtype)).view_as(x).to(x.dtype)
+        if ctx.needs_input_grad[3]:
+            gdL = (flat.T @ (z[..., :r] + z[..., r:]).reshape(-1, r).to(g.dtype)).to(dL.dtype)
+        if ctx.needs_input_grad[4]:
+            gdR = (gz[:, :r].T @ x.reshape(-1, x.shape[-1]).to(g.dtype)).to(dR.dtype)
+        return gx, None, None, gdL, gdR, None
 
 
 def row_norms(W: Tensor) -> Tensor:  # (out, in) -> (out,)
