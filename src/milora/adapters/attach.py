@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,16 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from milora.adapters.config import SpectralConfig
+from milora.adapters.saved_config import CONFIG, read_config
 from milora.errors import MiloraError
 from milora.models.checkpoint import check_safetensors, is_local
 from milora.models.targets import matching_name
 
 WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
+# A name that PEFT gives a tensor: modules and parameters with dots between them.
+_NAME = re.compile(r"[\w\-]+(\.[\w\-]+)*")
+# What PEFT raises for a configuration or a file that does not fit the model.
+_REFUSALS = (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, ImportError)
 
 
 def attach(model: nn.Module, config: PeftConfig) -> PeftModel:
@@ -75,7 +79,7 @@ def load_adapter(
         loaded = PeftModel.from_pretrained(model, str(folder), config=config, is_trainable=is_trainable)
     except MiloraError:
         raise
-    except (RuntimeError, ValueError, KeyError) as error:
+    except _REFUSALS as error:
         raise MiloraError(f"adapter {folder}: does not fit the model ({_first_difference(error)})") from error
     _check_names(loaded, folder)
     return loaded
@@ -98,35 +102,27 @@ def check_adapter(folder: Path) -> None:
         )
         raise MiloraError(f"adapter: {folder} holds {why}")
     check_safetensors(folder / WEIGHTS)
-    for name, tensor in read_weights(folder).items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    for name, tensor in _tensors(folder):
+        if not _NAME.fullmatch(name):
+            raise MiloraError(f"adapter: {folder / WEIGHTS} holds {name[:200]!r}, allowed names of modules with dots")
+        if tensor.is_complex() or (tensor.is_floating_point() and not _finite(tensor)):
             raise MiloraError(f"adapter: {folder / WEIGHTS}: {name} holds NaN or Inf, allowed finite numbers")
 
 
-def read_config(folder: Path) -> PeftConfig:
-    """The configuration of a local adapter."""
-    try:
-        kind = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["peft_type"]
-        return PeftConfig.from_pretrained(str(folder)) if isinstance(kind, str) else _refuse_kind(folder, kind)
-    except MiloraError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
-        raise MiloraError(
-            f"adapter: {folder / CONFIG} is no adapter configuration ({type(error).__name__}: {error})"
-        ) from error
-
-
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a local adapter, by their names in the file."""
+def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a local adapter by their names in the file, one at a time."""
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise MiloraError(f"adapter: {folder / WEIGHTS} is broken ({error})") from error
+            for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+                yield name, file.get_tensor(name)
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise MiloraError(f"adapter: {folder / WEIGHTS} is broken ({line})") from error
 
 
-def _refuse_kind(folder: Path, kind: Any) -> PeftConfig:
-    raise MiloraError(f"adapter: {folder / CONFIG}: peft_type: got {kind!r}, allowed a name")
+def _finite(tensor: torch.Tensor) -> bool:
+    # The least precise types have no arithmetic of their own.
+    return bool(torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all())
 
 
 def _check_names(model: PeftModel, folder: Path) -> None:

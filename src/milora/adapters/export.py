@@ -1,33 +1,52 @@
 """Leave milora: write an adapter as plain LoRA, which PEFT, vLLM and llama.cpp load on the untouched base.
 
-    s (L R - L0 R0)  =  s (L dR + dL R0)  =  B A,    B = s [L, dL]  (out, 2r),   A = [dR; R0]  (2r, in)
+    s (L R - L0 R0)  =  s (L0 dR + dL R)  =  B A,    B = s [L0, dL]  (out, 2r),   A = [dR; R]  (2r, in)
 
 exactly, with the scale inside B, so that the reader's scale is lora_alpha / rank = 1. Where only R trains, B = s L0 and
-A = dR, of rank r. Layers of smaller rank are padded with zeros to the largest: the reader needs no patterns.
+A = dR, of rank r. Layers of smaller rank are padded with zeros to the largest: the reader needs no patterns. With a
+rank, B A is the best approximation of that rank (`milora.adapters.truncate`).
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from milora.adapters.attach import CONFIG, WEIGHTS, check_adapter, read_config, read_weights
+from milora.adapters.attach import WEIGHTS
 from milora.adapters.config import SpectralConfig
+from milora.adapters.delta import INSIDE, AdapterFile
 from milora.adapters.layer import features
-from milora.adapters.registration import PREFIX
+from milora.adapters.limits import Limit, limits, refuse
+from milora.adapters.saved_config import CONFIG
+from milora.adapters.truncate import LayerError, truncated
 from milora.errors import MiloraError
-from milora.methods import Bracket, get_method
 from milora.models.atomic import replacing
 from milora.models.checkpoint import is_local
 from milora.models.load import empty_model
 
-_INSIDE = "base_model.model."
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        path: the folder or file.
+        rank: of every layer of it.
+        errors: what a truncation left out, layer by layer; empty for an exact export.
+        limits: what other programs refuse of it, or need to be told.
+    """
+
+    path: Path
+    rank: int
+    errors: list[LayerError] = field(default_factory=list[LayerError])
+    limits: list[Limit] = field(default_factory=list[Limit])
 
 
 def export_lora(
@@ -38,101 +57,124 @@ def export_lora(
     overwrite: bool = False,
     check_base: bool = False,
 ) -> Path:
-    """Write a saved spectral adapter as a plain LoRA adapter.
+    """Write a saved spectral adapter as a plain LoRA adapter, exactly; see `write_lora`."""
+    return write_lora(adapter, model_name_or_path, output, overwrite=overwrite, check_base=check_base).path
+
+
+def write_lora(
+    adapter: str | Path,
+    model_name_or_path: str | None,
+    output: str | Path,
+    *,
+    rank: int | None = None,
+    readers: tuple[str, ...] = (),
+    overwrite: bool = False,
+    check_base: bool = False,
+) -> Exported:
+    """Write a saved adapter as a plain LoRA adapter.
 
     Args:
-        adapter: the folder of the saved adapter.
+        adapter: the folder of the saved adapter; a plain LoRA too, where it is to be truncated.
         model_name_or_path: the base that the export's configuration names; None keeps the adapter's own.
         output: the folder to write.
+        rank: the rank of the best approximation to write; None writes the change exactly.
+        readers: programs that must be able to load it: "vllm", "llama.cpp".
         overwrite: replace the folder if it stands.
         check_base: compare the layers and shapes of a local base with the adapter's first.
 
-    Returns:
-        `output`.
-
     Raises:
-        MiloraError: no spectral adapter there, `output` exists, or the base has other layers.
+        MiloraError: no such adapter there, `output` exists, the base has other layers, or one of `readers` would
+            refuse it.
     """
-    folder, target = Path(adapter).expanduser(), Path(output).expanduser()
-    if target.exists() and any(target.iterdir() if target.is_dir() else [target]) and not overwrite:
-        raise MiloraError(f"output: {target} exists, allowed a new folder, or --overwrite")
-    check_adapter(folder)
-    config = read_config(folder)
-    if not isinstance(config, SpectralConfig):
-        kind = type(config).__name__
-        raise MiloraError(f"adapter: {folder} holds a {kind}, which PEFT loads as it is; allowed an adapter of milora")
-    tensors, rank = lora_tensors(read_weights(folder), config)
+    target = Path(output).expanduser()
+    check_free(target, overwrite)
+    file = AdapterFile(adapter)
+    if not isinstance(file.config, SpectralConfig) and rank is None:
+        kind = type(file.config).__name__
+        raise MiloraError(
+            f"adapter: {file.folder} holds a {kind}, which PEFT loads as it is; allowed an adapter of milora, or --rank"
+        )
+    tensors, common, errors = lora_tensors(file, rank)
+    tied = None
     if check_base and model_name_or_path is not None and is_local(model_name_or_path):
-        _check_fits(tensors, model_name_or_path)
+        tied = tied_head(check_fits(file, model_name_or_path))
+    config = _lora_config(file, common, model_name_or_path)
+    found = limits(config, file.modules, tied)
+    refuse(found, readers)
     with replacing(target) as temporary:
         temporary.mkdir()
         save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
-        fields = _lora_config(config, rank, model_name_or_path)
+        fields = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}  # pyright: ignore
         (temporary / CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True), encoding="utf-8")
-    return target
+    return Exported(target, common, errors, found)
 
 
-def lora_tensors(weights: dict[str, Tensor], config: SpectralConfig) -> tuple[dict[str, Tensor], int]:
-    """The LoRA tensors of a spectral adapter's file, and their common rank.
+def check_free(target: Path, overwrite: bool) -> None:
+    """Refuse a place where something stands, unless it may be replaced."""
+    if target.exists() and any(target.iterdir() if target.is_dir() else [target]) and not overwrite:
+        raise MiloraError(f"output: {target} exists, allowed a new one, or --overwrite")
+
+
+def lora_tensors(file: AdapterFile, rank: int | None = None) -> tuple[dict[str, Tensor], int, list[LayerError]]:
+    """The LoRA tensors of an adapter by PEFT's names, their common rank, and what a truncation left out.
 
     Args:
-        weights: tensors by name: `<module>.spectral_L0` and so on; biases and modules_to_save pass through.
-        config: the adapter's configuration.
-    """
-    modules = sorted({n.rsplit(f".{PREFIX}", 1)[0] for n in weights if f".{PREFIX}" in n})
-    pairs = {m: lora_pair(weights, m, config) for m in modules}
-    rank = max(A.shape[0] for _, A in pairs.values())
-    tensors = {n: t for n, t in weights.items() if f".{PREFIX}" not in n}
-    for module, (B, A) in pairs.items():
-        padding = rank - A.shape[0]
-        tensors[f"{module}.lora_B.weight"] = torch.nn.functional.pad(B, (0, padding)).contiguous()
-        tensors[f"{module}.lora_A.weight"] = torch.nn.functional.pad(A, (0, 0, 0, padding)).contiguous()
-    return tensors, rank
-
-
-def lora_pair(weights: dict[str, Tensor], module: str, config: SpectralConfig) -> tuple[Tensor, Tensor]:
-    """B (out, q) and A (q, in) of one module, with B A = s (L C R - L0 C0 R0)."""
-    P, Q = saved_bracket(weights, module, config).pair()
-    return config.scale(module.removeprefix(_INSIDE)) * P, Q
-
-
-def saved_bracket(weights: dict[str, Tensor], module: str, config: SpectralConfig) -> Bracket:
-    """The bracket of one module from the tensors of its file.
+        file: the adapter; its biases and modules_to_save pass through.
+        rank: of the best approximation; None for the change itself.
 
     Raises:
-        MiloraError: the file does not hold the bases, or holds a magnitude.
+        MiloraError: a rank below 1, or a change that is not finite in float32.
     """
-    parts = {n.removeprefix(f"{module}.{PREFIX}"): t for n, t in weights.items() if n.startswith(f"{module}.{PREFIX}")}
-    if "L0" not in parts:
-        raise MiloraError(f"adapter: holds no L0 of {module}, allowed one that was saved with save_bases=True")
-    if "dg" in parts:
-        raise MiloraError("adapter: has a magnitude, allowed one without: merge it instead")
-    method, choice = get_method(config.method), config.choice(module.removeprefix(_INSIDE))
-    L0, R0 = parts["L0"], parts.get("R0")
-    core = method.core(L0.shape[1], choice)
-    if core is None or R0 is None:
-        return Bracket(choice.scale, L0, R0, parts.get("dL"), parts["dR"])
-    c = method.values(parts["C"], R0, choice)
-    return Bracket(choice.scale, L0, R0, core=core, c=c, indices=parts.get("indices"))
+    if rank is not None and rank < 1:
+        raise MiloraError(f"rank: got {rank}, allowed a whole number from 1 on")
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
+    errors: list[LayerError] = []
+    for module in file.modules:
+        delta = file.delta(module)
+        if rank is None:
+            pairs[module] = delta.P, delta.Q
+        else:
+            B, A, error = truncated(delta, rank, module)
+            pairs[module] = B, A
+            errors.append(error)
+        if not all(bool(torch.isfinite(factor).all()) for factor in pairs[module]):
+            raise MiloraError(f"adapter: {file.folder}: {module}: its change is over float32's largest number")
+    common = max(A.shape[0] for _, A in pairs.values())
+    tensors = {name: file.tensor(name) for name in file.others}
+    for module, (B, A) in pairs.items():
+        padding = common - A.shape[0]
+        tensors[f"{INSIDE}{module}.lora_B.weight"] = torch.nn.functional.pad(B, (0, padding)).contiguous()
+        tensors[f"{INSIDE}{module}.lora_A.weight"] = torch.nn.functional.pad(A, (0, 0, 0, padding)).contiguous()
+    return tensors, common, errors
 
 
-def _check_fits(tensors: dict[str, Tensor], model_name_or_path: str) -> None:
-    """The base that the export will name must have the layers that it changes, in their shapes."""
-    layers = dict(empty_model(model_name_or_path).named_modules())
-    for name in (n for n in tensors if n.endswith(".lora_A.weight")):
-        module = name.removesuffix(".lora_A.weight")
-        layer = layers.get(module.removeprefix(_INSIDE))
+def check_fits(file: AdapterFile, model_name_or_path: str | Path) -> nn.Module:
+    """The base that an export will name must have the layers that it changes, in their shapes; it comes empty."""
+    model = empty_model(model_name_or_path)
+    layers = dict(model.named_modules())
+    for module in file.modules:
+        layer = layers.get(module)
         if layer is None:
-            raise MiloraError(f"base {model_name_or_path}: has no layer {module.removeprefix(_INSIDE)}")
-        shape = (tensors[name].shape[1], tensors[f"{module}.lora_B.weight"].shape[0])
-        if features(layer) != shape:
+            raise MiloraError(f"base {model_name_or_path}: has no layer {module}")
+        out, in_ = file.delta(module).shape
+        if features(layer) != (in_, out):
             raise MiloraError(
-                f"base {model_name_or_path}: {module} is {features(layer)} (in, out), the adapter {shape}"
+                f"base {model_name_or_path}: {module} is {features(layer)} (in, out), the adapter {(in_, out)}"
             )
+    return model
 
 
-def _lora_config(config: SpectralConfig, rank: int, model_name_or_path: str | None) -> dict[str, Any]:
-    lora = LoraConfig(
+def tied_head(model: Any) -> str | None:
+    """The name of the output head, where it shares its weight with the embedding."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is not embedding.weight:
+        return None
+    return next(n for n, m in model.named_modules() if m is head)
+
+
+def _lora_config(file: AdapterFile, rank: int, model_name_or_path: str | None) -> LoraConfig:
+    config: Any = file.config
+    return LoraConfig(
         r=rank,
         lora_alpha=rank,
         target_modules=config.target_modules,
@@ -140,9 +182,8 @@ def _lora_config(config: SpectralConfig, rank: int, model_name_or_path: str | No
         layers_to_transform=config.layers_to_transform,
         layers_pattern=config.layers_pattern,
         modules_to_save=config.modules_to_save,
-        bias="lora_only" if config.bias == "spectral_only" else config.bias,  # pyright: ignore[reportArgumentType]
+        bias="lora_only" if config.bias == "spectral_only" else config.bias,
         task_type=config.task_type,
         base_model_name_or_path=model_name_or_path or config.base_model_name_or_path,
         inference_mode=True,
     )
-    return {k: sorted(v) if isinstance(v, set) else v for k, v in lora.to_dict().items()}  # pyright: ignore

@@ -1,11 +1,11 @@
 """A run, an adapter or a model by its path: built, with its tokenizer and with a way to its base model."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from milora.adapters import load_adapter
+from milora.adapters.saved_config import read_config
 from milora.errors import MiloraError
 from milora.models.load import load_model, load_tokenizer
 from milora.runs.folder import RunFolder
@@ -54,8 +54,7 @@ def load_tuned(
     if run.holds_run:
         return _of_run(run, model_name_or_path, dtype, device, force)
     if (run.path / "adapter_config.json").is_file():
-        named = json.loads((run.path / "adapter_config.json").read_text(encoding="utf-8"))
-        base = model_name_or_path or named.get("base_model_name_or_path")
+        base = model_name_or_path or read_config(run.path).base_model_name_or_path
         if not base:
             raise MiloraError(f"{path}: the adapter names no base model; pass --model_name_or_path")
         model = load_model(base, dtype=dtype or "auto", device=device)

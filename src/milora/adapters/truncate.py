@@ -1,0 +1,70 @@
+"""The best approximation of an adapter's change in fewer ranks, from its factors; the dense change is never made.
+
+    P = Q_P R_P,  Q^T = Q_Q R_Q,  R_P R_Q^T = U S V^T     =>     P Q = (Q_P U) S (Q_Q V)^T
+
+is a singular value decomposition of the change, in float64. Its q largest triplets are the best approximation of rank q
+(Eckart & Young 1936), and what is left out has the Frobenius norm (sum_{i > q} S_i^2)^1/2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from milora.adapters.delta import Delta
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """What a truncation left out of one layer.
+
+    Attributes:
+        module: the layer's name.
+        rank: of the exact change's factors.
+        norm: Frobenius norm of the exact change.
+        error: Frobenius norm of what was left out.
+    """
+
+    module: str
+    rank: int
+    norm: float
+    error: float
+
+    @property
+    def relative(self) -> float:
+        """error / norm; 0 for a change that is zero."""
+        return self.error / self.norm if self.norm else 0.0
+
+
+def truncated(delta: Delta, q: int, module: str = "") -> tuple[Tensor, Tensor, LayerError]:
+    """The best factors of rank q of a change.
+
+    Args:
+        delta: the change, (out, in).
+        q: the rank wanted; a change of smaller rank gets its own.
+        module: the layer's name, for the record.
+
+    Returns:
+        B (out, k) and A (k, in), k <= q, float32, with B A the approximation, the singular values split evenly
+        between them; and what was left out.
+    """
+    wide = Delta(tuple((P.double(), Q.double()) for P, Q in delta.terms), delta.scale)
+    left, R_left = torch.linalg.qr(wide.P)  # (out, k'), (k', rank)
+    right, R_right = torch.linalg.qr(wide.Q.T)  # (in, k''), (k'', rank)
+    U, S, Vh = torch.linalg.svd(R_left @ R_right.T, full_matrices=False)
+    root = S[:q].sqrt()
+    B = (left @ U[:, :q]) * root  # (out, k)
+    A = root[:, None] * (Vh[:q] @ right.T)  # (k, in)
+    norm, error = (float(torch.linalg.vector_norm(part)) for part in (S, S[q:]))
+    return B.float(), A.float(), LayerError(module, delta.rank, norm, error)
+
+
+def total(errors: Iterable[LayerError]) -> float:
+    """The relative Frobenius error over all layers: (sum error^2 / sum norm^2)^1/2."""
+    layers = list(errors)
+    norm = math.fsum(layer.norm**2 for layer in layers)
+    return math.sqrt(math.fsum(layer.error**2 for layer in layers) / norm) if norm else 0.0
