@@ -1,4 +1,7 @@
-"""Leave milora the other way: one whole model, the adapter added into its weights in float32 and cast once."""
+"""Leave milora the other way: one whole model, the adapter added into its weights in float32 and cast once.
+
+`merge` writes it shard by shard where the base's checkpoint allows it (`milora.adapters.merge_shards`), else in memory.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,36 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from milora.adapters.attach import load_adapter
+from milora.adapters.merge_shards import MAX_SHARD_SIZE, NotStreamable, merge_shards
 from milora.errors import MiloraError
 from milora.models.atomic import replacing
 from milora.models.load import load_model, load_tokenizer
+
+
+def merge(
+    adapter: str | Path,
+    model_name_or_path: str | Path,
+    output: str | Path,
+    *,
+    max_shard_size: str = MAX_SHARD_SIZE,
+    overwrite: bool = False,
+    force: bool = False,
+) -> tuple[Path, str]:
+    """Write the merged model: shard by shard, or in memory where that is the only way.
+
+    Returns:
+        `output`, and why it was made in memory, or nothing.
+
+    Raises:
+        MiloraError: see `merge_shards` and `merge_adapter`.
+    """
+    try:
+        written = merge_shards(
+            adapter, model_name_or_path, output, max_shard_size=max_shard_size, overwrite=overwrite, force=force
+        )
+        return written, ""
+    except NotStreamable as reason:
+        return merge_adapter(adapter, model_name_or_path, output, overwrite=overwrite, force=force), str(reason)
 
 
 def merge_adapter(

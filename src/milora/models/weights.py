@@ -139,7 +139,7 @@ def linear_weights(
     modules = linear_modules(model)
     names = select(targets, list(modules), output_head(model))
     return LinearWeights(
-        _once([_checked(w) for w in from_tensors(model, {n: modules[n] for n in names}, _renamed(model, tensors))]),
+        _once([_checked(w) for w in from_tensors(model, {n: modules[n] for n in names}, renamed(model, tensors))]),
         "architecture",
     )
 
@@ -240,7 +240,7 @@ def _by_names(tensors: Mapping[str, SafeTensor], targets: str | Sequence[str]) -
     return [LinearWeight(name, found[name]) for name in select(targets, list(found))]
 
 
-def _renamed(model: Any, tensors: Mapping[str, SafeTensor]) -> dict[str, Stored]:
+def renamed(model: Any, tensors: Mapping[str, SafeTensor]) -> dict[str, Stored]:
     """The tensors by the names that transformers gives them when it loads this model.
 
     A tensor that loading would cut up or join with others keeps its own name: it is no weight of the model.
