@@ -20,6 +20,7 @@ from milora.cli import (
     evaluate,
     export,
     forgetting,
+    importing,
     merge,
     methods,
     recipes,
@@ -43,6 +44,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("forgetting")(forgetting.forgetting)
 app.command("export")(export.export)
 app.command("merge")(merge.merge)
+app.command("import")(importing.import_)
 app.command("decompose")(decompose.decompose)
 app.command("spectrum")(spectrum.spectrum)
 app.command("methods")(methods.methods)
