@@ -154,7 +154,7 @@ def _as_lora(adapter: str | Path, base: nn.Module, written: str | Path, form: Fo
     if form == "lora":
         yield Path(written)
         return
-    file = AdapterFile(adapter)
+    file = AdapterFile(adapter, base=str(base.config._name_or_path))  # pyright: ignore
     tensors = read_gguf_lora(written, str(base.config._name_or_path), file.modules)  # pyright: ignore
     rank = next(t.shape[0] for n, t in tensors.items() if n.endswith(".lora_A.weight"))
     with tempfile.TemporaryDirectory() as folder:

@@ -3,8 +3,8 @@
     W' = W + s (P_1 Q_1 + P_2 Q_2 + ...)          P_i (out, q_i),  Q_i (q_i, in)
 
 For two factors that train it is s (L0 dR + dL (dR + R0)), in the very order in which the layer adds it, so that a
-weight merged from here has the layer's own bits; where only R trains it is s L0 dR; for LoRA it is s B A. As one
-product it is B A with B = s [P_1, P_2] and A = [Q_1; Q_2]: a plain LoRA with the scale inside B.
+weight merged from here has the layer's own bits; where only R trains it is s L0 dR, where the core trains s L0 (C R0);
+for LoRA it is s B A. As one product it is B A with B = s [P_1, P_2] and A = [Q_1; Q_2]: a LoRA with the scale inside B.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from torch import Tensor
 from milora.adapters.attach import WEIGHTS, check_adapter
 from milora.adapters.config import SpectralConfig
 from milora.adapters.registration import PREFIX
+from milora.adapters.saved_bases import SavedBases, check_indices
 from milora.adapters.saved_config import CONFIG, read_config
 from milora.errors import MiloraError
+from milora.methods import Bracket, get_method
 from milora.models.targets import matching_pattern
 
 INSIDE = "base_model.model."  # what PEFT puts before a module's name
@@ -77,27 +79,43 @@ class Delta:
         return (W.to(torch.promote_types(W.dtype, torch.float32)) + self.dense()).to(W.dtype)
 
 
-def spectral_delta(parts: Mapping[str, Tensor], scale: float) -> Delta:
+def spectral_delta(parts: Mapping[str, Tensor], config: SpectralConfig, module: str) -> Delta:
     """The change that the factors of one module of a spectral adapter make.
 
     Args:
-        parts: the module's tensors by their names without the prefix: L0, dR, and where L trains too dL, R0.
-        scale: s.
+        parts: the module's tensors by their names without the prefix: L0, R0, dL, dR, C, indices, as the method has
+            them.
+        config: the adapter's configuration.
+        module: the module's name.
 
     Raises:
-        MiloraError: a factor is missing, left over or of a wrong shape.
+        MiloraError: a factor is missing, left over or of a wrong shape; a magnitude, which is no product of factors.
     """
-    allowed = ({"L0", "dR"}, {"L0", "dR", "dL", "R0"})
-    if set(parts) not in allowed:
-        raise MiloraError(f"got the factors {', '.join(sorted(parts))}, allowed L0, dR or L0, dR, dL, R0")
-    L0, dR = parts["L0"], parts["dR"]
-    dL, R0 = parts.get("dL"), parts.get("R0")
-    _check_pair(L0, dR)
-    if dL is None or R0 is None:
-        return Delta(((L0, dR),), scale)
-    if dL.shape != L0.shape or R0.shape != dR.shape:
-        raise MiloraError(f"dL {tuple(dL.shape)}, R0 {tuple(R0.shape)}, allowed {tuple(L0.shape)}, {tuple(dR.shape)}")
-    return Delta(((L0, dR), (dL, dR + R0)), scale)
+    if config.magnitude:
+        raise MiloraError("has a magnitude, whose change is no product of factors; allowed with it: --to merged")
+    method, choice = get_method(config.method), config.choice(module)
+    inner = method.trains & {"L", "C"}
+    scattered = "C" in method.trains and choice.pattern in ("random", "top_k")
+    wanted = {"L0", *({"R0"} if inner else ()), *("C" if f == "C" else f"d{f}" for f in method.trains)}
+    wanted |= {"indices"} if scattered else set()
+    if set(parts) != wanted:
+        raise MiloraError(f"got the factors {', '.join(sorted(parts))}, allowed {', '.join(sorted(wanted))}")
+    L0, R0 = parts["L0"], parts.get("R0")
+    _check_pair(L0, parts["dR"] if R0 is None else R0)
+    for changed, start in (("dL", L0), ("dR", R0)):
+        if changed in parts and start is not None and parts[changed].shape != start.shape:
+            raise MiloraError(f"{changed} {tuple(parts[changed].shape)}, allowed {tuple(start.shape)}")
+    q = L0.shape[1]
+    core, C = method.core(q, choice), parts.get("C")
+    if core is None or C is None or R0 is None:
+        bracket = Bracket(choice.scale, L0, R0, parts.get("dL"), parts.get("dR"))
+        return Delta(bracket.terms(), bracket.scale)
+    if C.shape != (method.core_numbers(q, choice),):
+        raise MiloraError(f"C {tuple(C.shape)}, allowed {(method.core_numbers(q, choice),)}")
+    if scattered:
+        check_indices(parts["indices"], q, core.size)
+    c = method.values(C, R0, choice)
+    return Delta(Bracket(choice.scale, L0, R0, core=core, c=c, indices=parts.get("indices")).terms(), choice.scale)
 
 
 def lora_delta(parts: Mapping[str, Tensor], scale: float) -> Delta:
@@ -119,6 +137,8 @@ class AdapterFile:
     Args:
         folder: where it lies.
         config: what its file is to be read as; None reads the configuration that lies there.
+        base: the base model, of which L0 and R0 are made where the file does not hold them; None is the one that the
+            configuration names.
 
     Attributes:
         folder, config: the same.
@@ -130,11 +150,12 @@ class AdapterFile:
             change is no sum of two factors' products (allowed: spectral adapters, plain LoRA).
     """
 
-    def __init__(self, folder: str | Path, config: PeftConfig | None = None) -> None:
+    def __init__(self, folder: str | Path, config: PeftConfig | None = None, base: str | Path | None = None) -> None:
         self.folder = Path(folder).expanduser()
         check_adapter(self.folder)
         self.config = read_config(self.folder) if config is None else config
-        split, self._scale, self._delta = _kind(self.config, self.folder)
+        split, self._delta = _kind(self.config, self.folder)
+        self._bases = SavedBases(self.config, base)
         parts: dict[str, dict[str, str]] = {}
         self.others: list[str] = []
         with safe_open(self.folder / WEIGHTS, framework="pt") as file:
@@ -158,9 +179,8 @@ class AdapterFile:
         Raises:
             MiloraError: the module's factors do not belong together.
         """
-        parts = {part: _wide(self.tensor(key)) for part, key in self._keys[module].items()}
         try:
-            return self._delta(parts, self._scale(module))
+            return self._delta({part: _wide(tensor) for part, tensor in self.parts(module).items()}, module)
         except MiloraError as error:
             raise MiloraError(f"adapter: {self.folder / WEIGHTS}: {module}: {error}") from error
 
@@ -170,8 +190,9 @@ class AdapterFile:
             return file.get_tensor(key)
 
     def parts(self, module: str) -> dict[str, Tensor]:
-        """The stored tensors of one module by their short names."""
-        return {part: self.tensor(key) for part, key in self._keys[module].items()}
+        """The tensors of one module by their short names: as they are stored, or made of the base again."""
+        stored = {part: self.tensor(key) for part, key in self._keys[module].items()}
+        return self._bases.of(module) | stored
 
     def other(self) -> dict[str, str]:
         """What is no factor: the model's own parameter names, and the names in the file."""
@@ -188,18 +209,16 @@ def deltas(folder: str | Path) -> Iterator[tuple[str, Delta]]:
 _Split = Callable[[str], tuple[str, str]]
 
 
-def _kind(
-    config: PeftConfig, folder: Path
-) -> tuple[_Split, Callable[[str], float], Callable[[Mapping[str, Tensor], float], Delta]]:
-    """How the names of a file are cut, what a module's scale is and what its factors make."""
+def _kind(config: PeftConfig, folder: Path) -> tuple[_Split, Callable[[Mapping[str, Tensor], str], Delta]]:
+    """How the names of a file are cut, and what the factors of a module make."""
     if isinstance(config, SpectralConfig):
-        return _split_spectral, config.scale, spectral_delta
+        return _split_spectral, lambda parts, module: spectral_delta(parts, config, module)
     if type(config) is not LoraConfig:
         raise MiloraError(f"adapter: {folder} holds a {type(config).__name__}, allowed milora's own or a plain LoRA")
     refusal = not_plain(config)
     if refusal:
         raise MiloraError(f"adapter: {folder / CONFIG}: {refusal}")
-    return _split_lora, lambda module: lora_scale(config, module), lora_delta
+    return _split_lora, lambda parts, module: lora_delta(parts, lora_scale(config, module))
 
 
 def not_plain(config: LoraConfig) -> str:
@@ -252,4 +271,5 @@ def _split_lora(key: str) -> tuple[str, str]:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
+    kept = tensor.dtype == torch.float64 or not tensor.is_floating_point()
+    return tensor if kept else tensor.to(torch.float32)

@@ -88,7 +88,7 @@ def write_lora(
     """
     target = Path(output).expanduser()
     check_free(target, overwrite)
-    file = AdapterFile(adapter)
+    file = AdapterFile(adapter, base=model_name_or_path)
     if not isinstance(file.config, SpectralConfig) and rank is None:
         kind = type(file.config).__name__
         raise MiloraError(

@@ -89,7 +89,7 @@ def merge_shards(
     """
     target = Path(output).expanduser()
     check_free(target, overwrite)
-    file = _adapter(adapter)
+    file = _adapter(adapter, model_name_or_path)
     folder, gguf_file = locate(model_name_or_path)
     if gguf_file is not None:
         raise NotStreamable(f"{folder / gguf_file} is a GGUF file")
@@ -118,14 +118,17 @@ def merge_shards(
     return target
 
 
-def _adapter(adapter: str | Path) -> AdapterFile:
+def _adapter(adapter: str | Path, base: str | Path) -> AdapterFile:
     folder = Path(adapter).expanduser()
-    if (folder / CONFIG).is_file() and not isinstance(read_config(folder), SpectralConfig):
+    config = read_config(folder) if (folder / CONFIG).is_file() else None
+    if isinstance(config, SpectralConfig) and config.magnitude:
+        raise NotStreamable("the adapter has a magnitude, which is no sum on the weights")
+    if config is not None and not isinstance(config, SpectralConfig):
         try:
             return AdapterFile(folder)
         except MiloraError as error:
             raise NotStreamable(str(error)) from error
-    return AdapterFile(folder)
+    return AdapterFile(folder, base=base)
 
 
 def _plan(file: AdapterFile, folder: Path) -> _Plan:
