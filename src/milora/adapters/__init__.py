@@ -5,8 +5,9 @@ that rests on them know the methods of `milora.methods`.
 """
 
 from milora.adapters import registration
-from milora.adapters.attach import attach, load_adapter
+from milora.adapters.attach import attach, load_adapter, load_mixture
 from milora.adapters.build import method_names, peft_config
+from milora.adapters.compose import compose
 from milora.adapters.config import SpectralConfig
 from milora.adapters.export import export_lora
 from milora.adapters.layer import SpectralLinear
@@ -20,8 +21,10 @@ __all__ = [
     "SpectralLinear",
     "SpectralModel",
     "attach",
+    "compose",
     "export_lora",
     "load_adapter",
+    "load_mixture",
     "merge_adapter",
     "method_names",
     "peft_config",

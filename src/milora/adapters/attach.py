@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -139,3 +140,34 @@ def _check_names(model: PeftModel, folder: Path) -> None:
 def _first_difference(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if "size mismatch" in line), lines[0] if lines else type(error).__name__)
+
+
+def load_mixture(
+    model: nn.Module, adapters: Sequence[str | Path], *, force: bool = False
+) -> tuple[PeftModel, Callable[[list[float]], None]]:
+    """Load several saved adapters at once, all active, and a function that sets the weight of each.
+
+    Args:
+        model: the base model.
+        adapters: their folders.
+        force: load them also onto a base with another fingerprint.
+
+    Raises:
+        MiloraError: see `load_adapter`; an adapter that is not of this package.
+    """
+    loaded = load_adapter(model, adapters[0], force=force)
+    names = ["default", *(f"adapter_{i}" for i in range(1, len(adapters)))]
+    for name, folder in zip(names[1:], adapters[1:], strict=True):
+        check_adapter(Path(folder))
+        loaded.load_adapter(str(folder), adapter_name=name)
+    if not all(isinstance(config, SpectralConfig) for config in loaded.peft_config.values()):
+        raise MiloraError("adapters: got one of PEFT's own, allowed adapters of milora; milora import brings it in")
+    cast(Any, loaded.base_model).set_adapter(names)
+    layers: list[Any] = [m for m in loaded.modules() if isinstance(m, BaseTunerLayer)]
+    scales = [dict(layer.scaling) for layer in layers]
+
+    def set_weights(weights: list[float]) -> None:
+        for layer, scale in zip(layers, scales, strict=True):
+            layer.scaling.update({n: a * scale[n] for n, a in zip(names, weights, strict=True) if n in scale})
+
+    return loaded, set_weights

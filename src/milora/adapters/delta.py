@@ -189,10 +189,10 @@ class AdapterFile:
         with safe_open(self.folder / WEIGHTS, framework="pt") as file:
             return file.get_tensor(key)
 
-    def parts(self, module: str) -> dict[str, Tensor]:
-        """The tensors of one module by their short names: as they are stored, or made of the base again."""
+    def parts(self, module: str, *, made: bool = True) -> dict[str, Tensor]:
+        """The tensors of one module by their short names: as they are stored, or (`made`) made of the base again."""
         stored = {part: self.tensor(key) for part, key in self._keys[module].items()}
-        return self._bases.of(module) | stored
+        return self._bases.of(module) | stored if made else stored
 
     def other(self) -> dict[str, str]:
         """What is no factor: the model's own parameter names, and the names in the file."""

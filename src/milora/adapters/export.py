@@ -98,7 +98,7 @@ def write_lora(
     tied = None
     if check_base and model_name_or_path is not None and is_local(model_name_or_path):
         tied = tied_head(check_fits(file, model_name_or_path))
-    config = _lora_config(file, common, model_name_or_path)
+    config = lora_config(file, common, model_name_or_path)
     found = limits(config, file.modules, tied)
     refuse(found, readers)
     with replacing(target) as temporary:
@@ -172,7 +172,8 @@ def tied_head(model: Any) -> str | None:
     return next(n for n, m in model.named_modules() if m is head)
 
 
-def _lora_config(file: AdapterFile, rank: int, model_name_or_path: str | None) -> LoraConfig:
+def lora_config(file: AdapterFile, rank: int, model_name_or_path: str | None) -> LoraConfig:
+    """The configuration of a LoRA with its scale inside B, for the modules of an adapter."""
     config: Any = file.config
     return LoraConfig(
         r=rank,

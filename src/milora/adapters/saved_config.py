@@ -44,6 +44,16 @@ _TYPES: dict[str, Any] = {
     "init_lora_weights": bool | str | None,
     "base_fingerprint": str | None,
     "base_precision": str | None,
+    "magnitude": bool,
+    "components": str | list[int] | None,
+    "components_seed": int,
+    "pattern": str,
+    "d": int,
+    "entries": int | None,
+    "svd_rank": int | None,
+    "as_published": bool,
+    "save_bases": bool | None,
+    "drop_base": bool,
 }
 _ADAPTERS = {name: TypeAdapter(kind) for name, kind in _TYPES.items()}
 _SAID = {float | None: "a number", _NAMES: "a list of names or an expression", list[str] | None: "a list of names"}

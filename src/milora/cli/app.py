@@ -15,6 +15,7 @@ import typer
 from milora import __version__
 from milora.cli import (
     cache,
+    compose,
     decompose,
     demo,
     evaluate,
@@ -45,6 +46,7 @@ app.command("forgetting")(forgetting.forgetting)
 app.command("export")(export.export)
 app.command("merge")(merge.merge)
 app.command("import")(importing.import_)
+app.command("compose")(compose.compose)
 app.command("decompose")(decompose.decompose)
 app.command("spectrum")(spectrum.spectrum)
 app.command("methods")(methods.methods)

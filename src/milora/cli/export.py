@@ -46,12 +46,14 @@ def export(
     overwrite: Overwrite = False,
 ) -> None:
     """Write an adapter in a form that others load without this package, and check what was written."""
+    from milora.adapters.export import check_free
     from milora.analysis import read_text
 
     show: Output = context.obj
     folder, content = adapter_folder(adapter), read_text(text) if text else None
     if (rank is not None and to == "merged") or (readers and to != "lora"):
         raise MiloraError(f"--to {to}: got --rank or --for, allowed --rank with lora and gguf-lora, --for with lora")
+    check_free(output, overwrite)
     witness, reason = _witness(folder, model_name_or_path, to, check, content is not None, force)
     record: dict[str, Any] = {"to": to}
     if to == "merged":

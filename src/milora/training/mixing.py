@@ -11,14 +11,21 @@ caller gives validation rows, and the score is the mean log-probability of their
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from milora.adapters import load_mixture
+from milora.data import load_examples
+from milora.errors import MiloraError
+from milora.models.load import load_model, load_tokenizer
+from milora.training.masking import IGNORED, tokenise
+
 POPULATION, ELITE, STD = 32, 0.2, 0.5
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,43 @@ def cross_entropy_method(
         mean, std = chosen.mean(0), chosen.std(0, correction=0)
         history.append(top)
     return Mixture(best, top, history, tried)
+
+
+def find_weights(
+    adapters: Sequence[Path],
+    model_name_or_path: str,
+    validation: str,
+    *,
+    dataset_format: str = "auto",
+    rows: int = 10,
+    iterations: int = 50,
+    seed: int = 0,
+    force: bool = False,
+) -> Mixture:
+    """The weights of a mixture of saved adapters under which the answers of validation rows are likeliest.
+
+    Args:
+        adapters: their folders.
+        model_name_or_path: their base.
+        validation: a local file or a hub name.
+        dataset_format: of its rows; see `milora.data.load_examples`.
+        rows: how many are drawn.
+        iterations: populations of the search.
+        seed: of the rows and of the search.
+        force: take a base with another fingerprint.
+
+    Raises:
+        MiloraError: rows that are called a test set; see `load_model`, `load_adapter` and `load_examples`.
+    """
+    if re.search(r"(^|[^a-z])test([^a-z]|$)", Path(validation).stem.lower()):
+        raise MiloraError(f"validation: got {validation}, allowed rows that no result is reported on")
+    tokenizer = load_tokenizer(model_name_or_path)
+    examples = load_examples(validation, format=dataset_format, limit=rows, seed=seed)
+    tokenised, _ = tokenise(examples, tokenizer, loss_on="completion", max_length=None, name="validation")
+    model, set_weights = load_mixture(load_model(model_name_or_path, dtype="float32"), adapters, force=force)
+    score = answer_log_probability(model, list(tokenised), set_weights)  # pyright: ignore[reportArgumentType]
+    generator = torch.Generator().manual_seed(seed)
+    return cross_entropy_method(score, len(adapters), iterations=iterations, generator=generator)
 
 
 def _finite(score: float) -> float:
