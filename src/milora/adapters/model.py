@@ -145,6 +145,13 @@ class SpectralModel(BaseTuner):
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # PEFT copies `weight` over, which a whole head in modules_to_save need not have.
+        if isinstance(child, AuxiliaryTrainingWrapper):
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
+
     def _taken_factors(self, target: nn.Module, config: SpectralConfig, key: str) -> Factors | None:
         if self._factors is None or not _on_a_device({key: target}):
             return None
