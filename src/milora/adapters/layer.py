@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from milora.adapters.config import SpectralConfig
+from milora.adapters.frozen import FrozenFactors, WatchedFactors
 from milora.errors import MiloraError
 from milora.methods import Bracket, Choice, Factors, Method, get_method, magnitude_quotient, row_norms
 from milora.methods.core import Core, Scattered
@@ -58,15 +59,16 @@ class SpectralLinear(nn.Module, BaseTunerLayer):
         self.fan_in_fan_out = isinstance(base_layer, Conv1D)  # its weight is (in, out)
         self.quantization_backend = quantization_backend or resolve_quantization_backend(base_layer)
         self.in_features, self.out_features = features(base_layer)
+        self._awaiting: set[str] = set()
         self.spectral_dL = nn.ParameterDict()  # each (out, q), trained
         self.spectral_dR = nn.ParameterDict()  # each (q, in), trained
-        self.spectral_C = nn.ParameterDict()  # each (numbers of the core,), trained
+        self.spectral_C = WatchedFactors(self._awaiting)  # each (numbers of the core,), trained
         self.spectral_dg = nn.ParameterDict()  # each (out,), trained
-        self.spectral_L0 = nn.ParameterDict()  # each (out, q), frozen
-        self.spectral_R0 = nn.ParameterDict()  # each (q, in), frozen
-        self.spectral_g0 = nn.ParameterDict()  # each (out,), frozen
-        self.basis_L0 = nn.ParameterDict()
-        self.basis_R0 = nn.ParameterDict()
+        self.spectral_L0 = FrozenFactors(self._awaiting)  # each (out, q), frozen
+        self.spectral_R0 = FrozenFactors(self._awaiting)  # each (q, in), frozen
+        self.spectral_g0 = FrozenFactors(self._awaiting)  # each (out,), frozen
+        self.basis_L0 = FrozenFactors(self._awaiting)
+        self.basis_R0 = FrozenFactors(self._awaiting)
         self.spectral_indices = BufferDict(persistent=True)  # each (2, size), where a scattered core has its numbers
         self.spectral_dropout = nn.ModuleDict()
         self.r: dict[str, int] = {}
@@ -75,7 +77,6 @@ class SpectralLinear(nn.Module, BaseTunerLayer):
         self.declared: dict[str, tuple[Method, Choice, Core | None]] = {}
         self.merged_adapters = []
         self.frozen_peft_weight_names = {}
-        self._awaiting: set[str] = set()
         self._unmerged_weight: Tensor | None = None
         self.update_layer(adapter_name, config, key, factors)
 

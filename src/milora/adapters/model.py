@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from milora.adapters.config import SpectralConfig
 from milora.adapters.layer import BASES, SpectralLinear, features
+from milora.adapters.reference import copied_adapter, copy_factors
 from milora.adapters.registration import PREFIX
 from milora.adapters.start import all_factors, base_weight
 from milora.adapters.without_base import SpectralLinearWithoutBase
@@ -55,7 +56,9 @@ class SpectralModel(BaseTuner):
     ) -> None:
         """Check the whole request and make the factors first: a request that is refused leaves the model as it was."""
         # The caller's configuration may serve another model next; what is learned about this one goes into a copy.
+        original = copied_adapter(self.peft_config, adapter_name)
         config = cast(SpectralConfig, copy.copy(self.peft_config[adapter_name]))
+        config.saved = config.saved or original is not None
         self.peft_config[adapter_name] = config
         try:
             targets = self._targets(model, config)
@@ -74,6 +77,8 @@ class SpectralModel(BaseTuner):
             raise
         finally:
             self._factors = None
+        if original is not None:
+            copy_factors(model, original, adapter_name)
         if config.bias != "none":
             self._base_biases = {p: p.detach().clone() for p in _trained_biases(model, config.bias)}
         _warn_of_dead_triplets(model, adapter_name)
