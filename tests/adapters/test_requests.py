@@ -60,7 +60,7 @@ def test_ranks_and_alphas_by_pattern(base, ids, tmp_path):
         ({"alpha_pattern": {"nosuch": 4}}, "alpha_pattern: 'nosuch' matches none"),
         ({"bias": "some"}, "bias: got 'some'"),
         ({"components": "middle"}, "components: got 'middle', allowed bottom with method milora"),
-        ({"target_modules": ["embed_tokens"]}, "embed_tokens is a Embedding, allowed Linear"),
+        ({"target_modules": ["mlp"]}, "mlp is a LlamaMLP, allowed Linear, Conv1D or Embedding"),
     ],
 )
 def test_a_wrong_request_is_one_line_and_leaves_the_model_alone(base, ids, settings, message):

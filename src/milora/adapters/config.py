@@ -47,6 +47,7 @@ class SpectralConfig(PeftConfig):
         save_bases: whether a saved adapter holds L0 and R0. None: not for svf, whose U and V are as large as two models
             and are decomposed again, or read from the store, when it is loaded; else yes.
         drop_base: for svf, the base weight is dropped and stands as U S V^T: less memory, exact only to rounding.
+        embedding_modules: which of the targeted modules are embeddings; filled in when the adapter is made.
         base_fingerprint, base_precision: of the targeted base weights; filled in when the adapter is made.
 
     Raises:
@@ -77,6 +78,7 @@ class SpectralConfig(PeftConfig):
     as_published: bool = field(default=False, metadata={"help": "For lora_xs, svf, svft: as the authors' code."})
     save_bases: bool | None = field(default=None, metadata={"help": "Save L0 and R0 with the adapter."})
     drop_base: bool = field(default=False, metadata={"help": "For svf: keep U S V^T in place of W."})
+    embedding_modules: list[str] | None = field(default=None, metadata={"help": "The targets that are embeddings."})
     base_fingerprint: str | None = field(default=None, metadata={"help": "SHA-256 of the targeted weights."})
     base_precision: str | None = field(default=None, metadata={"help": "Precision class of the fingerprint."})
 

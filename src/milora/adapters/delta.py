@@ -143,6 +143,7 @@ class AdapterFile:
     Attributes:
         folder, config: the same.
         modules: the adapted modules by the model's own names, in sorted order.
+        embeddings: those of the modules that are embeddings.
         others: names in the file of what is no factor: trained biases, modules_to_save.
 
     Raises:
@@ -163,7 +164,7 @@ class AdapterFile:
                 module, part = split(key)
                 if part:
                     parts.setdefault(module.removeprefix(INSIDE), {})[part] = key
-                else:
+                elif not key.endswith(".base_layer.weight"):  # PEFT saves an adapted embedding's or head's along
                     self.others.append(key)
         unknown = [key for key in self.others if not _has_place(key, self.config)]
         if unknown:
@@ -172,6 +173,8 @@ class AdapterFile:
             raise MiloraError(f"adapter: {self.folder / WEIGHTS} holds no factors")
         self._keys = parts
         self.modules = list(parts)
+        named = self.config.embedding_modules if isinstance(self.config, SpectralConfig) else None
+        self.embeddings = {module for module in self.modules if module in (named or ())}
 
     def delta(self, module: str) -> Delta:
         """The change of one module, its factors in float32 (float64 where they are stored so).

@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from milora.adapters.attach import WEIGHTS
+from milora.adapters.base_layers import features
 from milora.adapters.config import SpectralConfig
 from milora.adapters.delta import INSIDE, AdapterFile
-from milora.adapters.layer import features
 from milora.adapters.limits import Limit, limits, refuse
 from milora.adapters.saved_config import CONFIG
 from milora.adapters.truncate import LayerError, truncated
@@ -143,8 +143,10 @@ def lora_tensors(file: AdapterFile, rank: int | None = None) -> tuple[dict[str, 
     tensors = {name: file.tensor(name) for name in file.others}
     for module, (B, A) in pairs.items():
         padding = common - A.shape[0]
-        tensors[f"{INSIDE}{module}.lora_B.weight"] = torch.nn.functional.pad(B, (0, padding)).contiguous()
-        tensors[f"{INSIDE}{module}.lora_A.weight"] = torch.nn.functional.pad(A, (0, 0, 0, padding)).contiguous()
+        embedding = module in file.embeddings
+        name_B, name_A = ("lora_embedding_B", "lora_embedding_A") if embedding else ("lora_B.weight", "lora_A.weight")
+        tensors[f"{INSIDE}{module}.{name_B}"] = torch.nn.functional.pad(B, (0, padding)).contiguous()
+        tensors[f"{INSIDE}{module}.{name_A}"] = torch.nn.functional.pad(A, (0, 0, 0, padding)).contiguous()
     return tensors, common, errors
 
 

@@ -17,8 +17,8 @@ from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
+from milora.adapters.base_layers import features, keeps_transposed
 from milora.adapters.config import SpectralConfig
 from milora.adapters.frozen import FrozenFactors, WatchedFactors
 from milora.errors import MiloraError
@@ -56,7 +56,7 @@ class SpectralLinear(nn.Module, BaseTunerLayer):
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.fan_in_fan_out = isinstance(base_layer, Conv1D)  # its weight is (in, out)
+        self.fan_in_fan_out = keeps_transposed(base_layer)  # its weight is (in, out)
         self.quantization_backend = quantization_backend or resolve_quantization_backend(base_layer)
         self.in_features, self.out_features = features(base_layer)
         self._awaiting: set[str] = set()
@@ -189,13 +189,15 @@ class SpectralLinear(nn.Module, BaseTunerLayer):
         if name in self._awaiting:
             self._confirm_loaded(name)
         bracket = self.bracket(name)
-        x = self.spectral_dropout[name](self._cast_input_dtype(x, bracket.L0.dtype))
-        change = bracket(x)
+        change = self._applied(bracket, x, name)
         if name not in self.spectral_dg:
             return change
         c, bias = self._quotient(name, bracket), getattr(self.get_base_layer(), "bias", None)
         Wx = base if bias is None else base - bias
         return (c - 1) * Wx + c * change
+
+    def _applied(self, bracket: Bracket, x: Tensor, name: str) -> Tensor:
+        return bracket(self.spectral_dropout[name](self._cast_input_dtype(x, bracket.L0.dtype)))
 
     def _quotient(self, name: str, bracket: Bracket) -> Tensor:  # (out,)
         return magnitude_quotient(self.unmerged_weight(), self.spectral_g0[name], self.spectral_dg[name], bracket)
@@ -283,14 +285,6 @@ class SpectralLinear(nn.Module, BaseTunerLayer):
 
     def __repr__(self) -> str:
         return "spectral." + super().__repr__()
-
-
-def features(base_layer: nn.Module) -> tuple[int, int]:
-    """(in, out) of a linear layer."""
-    if isinstance(base_layer, Conv1D):
-        in_, out = base_layer.weight.shape
-        return int(in_), int(out)
-    return int(base_layer.in_features), int(base_layer.out_features)  # pyright: ignore[reportArgumentType]
 
 
 def _owned(factor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
-
 from milora.adapters.attach import load_adapter
 from milora.adapters.merge_shards import MAX_SHARD_SIZE, NotStreamable, merge_shards
+from milora.adapters.tied import check_not_tied
 from milora.errors import MiloraError
 from milora.models.atomic import replacing
 from milora.models.load import load_model, load_tokenizer
@@ -72,25 +70,9 @@ def merge_adapter(
     if target.exists() and not overwrite:
         raise MiloraError(f"output: {target} exists, allowed a new folder, or --overwrite")
     model = load_adapter(load_model(model_name_or_path, dtype=dtype), adapter, force=force)
-    _check_not_tied(model)
+    check_not_tied(model)
     merged = model.merge_and_unload(safe_merge=True)
     with replacing(target) as temporary:
         merged.save_pretrained(temporary)
         load_tokenizer(model_name_or_path).save_pretrained(temporary)
     return target
-
-
-def _check_not_tied(model: nn.Module) -> None:
-    """A weight that two modules share cannot take an adapter of one of them."""
-    owners: dict[int, str] = {}
-    adapted = {n for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        module = name.removesuffix(".weight").removesuffix(".base_layer")
-        other = owners.setdefault(parameter.data_ptr(), module)
-        if other != module and adapted & {module, other}:
-            first, second = sorted((module, other), key=lambda m: m not in adapted)
-            inside = "base_model.model."
-            raise MiloraError(
-                f"merge: {first.removeprefix(inside)} shares its weight with {second.removeprefix(inside)};"
-                " save the base with tie_word_embeddings=False first, or export the adapter"
-            )

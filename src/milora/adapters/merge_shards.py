@@ -142,6 +142,8 @@ def _plan(file: AdapterFile, folder: Path) -> _Plan:
         raise NotStreamable(f"{folder}: its architecture is not known ({str(error).splitlines()[0]})") from error
     by_name = renamed(model, tensors)
     plan, linear = _Plan(tensors), linear_modules(model)
+    if file.embeddings:
+        raise NotStreamable(f"{min(file.embeddings)} is an embedding")
     for module in file.modules:
         if module not in linear:
             raise MiloraError(f"merge: base {folder} has no linear layer {module}")

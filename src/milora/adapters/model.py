@@ -18,19 +18,20 @@ from peft.utils import (
     resolve_quantization_backend,
 )
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
+from milora.adapters.base_layers import is_linear
+from milora.adapters.checks import check_targets, warn_of_dead_triplets
 from milora.adapters.config import SpectralConfig
-from milora.adapters.layer import BASES, SpectralLinear, features
+from milora.adapters.embedding import embeddings_among, layer_class
+from milora.adapters.layer import BASES, SpectralLinear
 from milora.adapters.reference import copied_adapter, copy_factors
 from milora.adapters.registration import PREFIX
 from milora.adapters.start import all_factors, base_weight
-from milora.adapters.without_base import SpectralLinearWithoutBase
+from milora.adapters.tied import check_not_tied, warn_of_tied_weights
 from milora.errors import MiloraError
-from milora.methods import Factors, get_method
+from milora.methods import Factors
 from milora.models.digest import Digest, weight_digest
 from milora.models.fingerprint import fingerprint, precision
-from milora.models.targets import matching_pattern
 
 
 class SpectralModel(BaseTuner):
@@ -62,8 +63,10 @@ class SpectralModel(BaseTuner):
         self.peft_config[adapter_name] = config
         try:
             targets = self._targets(model, config)
-            _check_targets(targets, config)
+            check_targets(targets, config)
+            warn_of_tied_weights(model, targets)
             digests = _check_base(targets, config)
+            config.embedding_modules = embeddings_among(targets)
             if not config.saved and not low_cpu_mem_usage:
                 self._factors = all_factors(_on_a_device(targets), config, digests)
             bases = config.saved and not config.keeps_bases
@@ -81,7 +84,7 @@ class SpectralModel(BaseTuner):
             copy_factors(model, original, adapter_name)
         if config.bias != "none":
             self._base_biases = {p: p.detach().clone() for p in _trained_biases(model, config.bias)}
-        _warn_of_dead_triplets(model, adapter_name)
+        warn_of_dead_triplets(model, adapter_name)
 
     @classmethod
     def _get_adapter_state_dict(
@@ -95,6 +98,13 @@ class SpectralModel(BaseTuner):
         # Bases that are decomposed again when the adapter is loaded.
         whole = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         return {n: t for n, t in whole.items() if not any(f".{basis}." in n for basis in BASES)}
+
+    def _check_tied_modules(self, model: nn.Module, peft_config: Any) -> None:
+        if peft_config.modules_to_save:  # of targets, `warn_of_tied_weights` says more than PEFT does
+            super()._check_tied_modules(model, peft_config)
+
+    def _check_merge_allowed(self) -> None:
+        check_not_tied(self.model)
 
     def disable_adapter_layers(self) -> None:
         """Be the base model, biases included."""
@@ -122,7 +132,7 @@ class SpectralModel(BaseTuner):
         if not targets:
             asked = config.target_modules or ()
             wanted = asked if isinstance(asked, str) else sorted(asked)
-            leaves = sorted({n.rsplit(".", 1)[-1] for n in names if _is_linear(modules[n])})
+            leaves = sorted({n.rsplit(".", 1)[-1] for n in names if is_linear(modules[n])})
             raise MiloraError(f"target_modules: {wanted} matches nothing, allowed e.g. {', '.join(leaves)}")
         return targets
 
@@ -144,8 +154,7 @@ class SpectralModel(BaseTuner):
             target.update_layer(adapter_name, config, current_key, factors)
             return
         quantization = _quantization(target, self.model)
-        layer_class = SpectralLinearWithoutBase if config.drop_base else SpectralLinear
-        layer = layer_class(target, adapter_name, config, current_key, quantization, factors)
+        layer = layer_class(target, config)(target, adapter_name, config, current_key, quantization, factors)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
@@ -208,34 +217,10 @@ def _trained_biases(model: nn.Module, bias: str) -> list[nn.Parameter]:
     return [b for b in layers if isinstance(b, nn.Parameter)]
 
 
-def _is_linear(module: nn.Module) -> bool:
-    module = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    return isinstance(module, nn.Linear | Conv1D)
-
-
 def _quantization(target: nn.Module, model: nn.Module) -> Any:
     quantizer = getattr(model, "hf_quantizer", None)
     apply = getattr(getattr(quantizer, "quantization_config", None), "get_apply_tensor_subclass", None)
     return resolve_quantization_backend(target, get_apply_tensor_subclass=apply)
-
-
-def _check_targets(targets: dict[str, nn.Module], config: SpectralConfig) -> None:
-    for name in ("rank_pattern", "alpha_pattern"):
-        unused = [p for p in getattr(config, name) if not any(matching_pattern([p], t) for t in targets)]
-        if unused:
-            raise MiloraError(f"{name}: {unused[0]!r} matches none of the {len(targets)} targeted modules")
-    for name, target in targets.items():
-        if isinstance(target, SpectralLinear):
-            out, in_ = target.out_features, target.in_features
-        elif _is_linear(target):
-            in_, out = features(target)
-        else:
-            raise MiloraError(f"target_modules: {name} is a {type(target).__name__}, allowed Linear or Conv1D")
-        method, choice = get_method(config.method), config.choice(name)
-        q, key = method.width(min(out, in_), choice), "r" if method.ranked else "svd_rank"
-        if q > min(out, in_):
-            raise MiloraError(f"{key}: got {q} for {name} ({out} x {in_}), allowed 1 to {min(out, in_)}")
-        method.core(q, choice)
 
 
 def _check_base(targets: dict[str, nn.Module], config: SpectralConfig) -> dict[str, Digest]:
@@ -252,7 +237,8 @@ def _check_base(targets: dict[str, nn.Module], config: SpectralConfig) -> dict[s
         with base_weight(target) as W:
             digests[name] = weight_digest(W)
             dtypes.add(W.dtype)
-    quantised = {type(t.get_base_layer() if isinstance(t, SpectralLinear) else t).__name__ for t in targets.values()}
+    bases = [t.get_base_layer() if isinstance(t, SpectralLinear) else t for t in targets.values()]
+    quantised = {type(b).__name__ for b in bases if not isinstance(b, nn.Embedding)}
     here = precision(
         dtypes,
         None if quantised <= {"Linear", "Conv1D", "NonDynamicallyQuantizableLinear"} else "+".join(sorted(quantised)),
@@ -276,18 +262,3 @@ def _on_a_device(targets: dict[str, nn.Module]) -> dict[str, nn.Module]:
     """The targets whose weights have values."""
     bases = {n: t.get_base_layer() if isinstance(t, SpectralLinear) else t for n, t in targets.items()}
     return {n: targets[n] for n, b in bases.items() if not cast(torch.Tensor, b.weight).is_meta}
-
-
-def _warn_of_dead_triplets(model: nn.Module, adapter_name: str) -> None:
-    dead = {
-        n: m.dead[adapter_name]
-        for n, m in model.named_modules()
-        if isinstance(m, SpectralLinear) and m.dead.get(adapter_name)
-    }
-    if dead:
-        named = ", ".join(f"{n} ({d})" for n, d in list(dead.items())[:3]) + (", ..." if len(dead) > 3 else "")
-        warnings.warn(
-            f"{sum(dead.values())} chosen singular values in {len(dead)} layers are zero to float32's resolution:"
-            f" {named}; their triplets would get no gradient, so they start as MiCA's do (L0 = u, R0 = 0)",
-            stacklevel=2,
-        )

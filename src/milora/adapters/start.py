@@ -10,8 +10,8 @@ import torch
 from peft.utils import resolve_quantization_backend
 from peft.utils.integrations import check_deepspeed_zero3_enabled, gather_params_ctx
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
+from milora.adapters.base_layers import keeps_transposed
 from milora.adapters.config import SpectralConfig
 from milora.adapters.layer import SpectralLinear
 from milora.decompositions import Digest, Store, StoredDecomposition, default_store, shared_out
@@ -27,7 +27,7 @@ def base_weight(target: nn.Module) -> Generator[Tensor]:  # (out, in)
     with gather_params_ctx(base.parameters()):
         if isinstance(target, SpectralLinear):
             yield target.unmerged_weight()
-        elif isinstance(base, Conv1D):
+        elif keeps_transposed(base):
             yield cast(Tensor, base.weight).T
         else:
             backend = resolve_quantization_backend(base)

@@ -1,0 +1,58 @@
+"""What a request for an adapter must keep to, and what is said of it, layer by layer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+from torch import nn
+
+from milora.adapters.base_layers import features, is_linear
+from milora.adapters.config import SpectralConfig
+from milora.adapters.embedding import check_embedding
+from milora.adapters.layer import SpectralLinear
+from milora.errors import MiloraError
+from milora.methods import get_method
+from milora.models.targets import matching_pattern
+
+
+def check_targets(targets: Mapping[str, nn.Module], config: SpectralConfig) -> None:
+    """Check the targeted layers against a configuration.
+
+    Raises:
+        MiloraError: a pattern that matches none, a layer of another kind, a rank that a weight does not have.
+    """
+    for name in ("rank_pattern", "alpha_pattern"):
+        unused = [p for p in getattr(config, name) if not any(matching_pattern([p], t) for t in targets)]
+        if unused:
+            raise MiloraError(f"{name}: {unused[0]!r} matches none of the {len(targets)} targeted modules")
+    for name, target in targets.items():
+        if isinstance(target, SpectralLinear):
+            out, in_ = target.out_features, target.in_features
+        elif is_linear(target) or isinstance(target, nn.Embedding):
+            in_, out = features(target)
+        else:
+            kind = type(target).__name__
+            raise MiloraError(f"target_modules: {name} is a {kind}, allowed Linear, Conv1D or Embedding")
+        if isinstance(target, nn.Embedding):
+            check_embedding(name, target, config)
+        method, choice = get_method(config.method), config.choice(name)
+        q, key = method.width(min(out, in_), choice), "r" if method.ranked else "svd_rank"
+        if q > min(out, in_):
+            raise MiloraError(f"{key}: got {q} for {name} ({out} x {in_}), allowed 1 to {min(out, in_)}")
+        method.core(q, choice)
+
+
+def warn_of_dead_triplets(model: nn.Module, adapter_name: str) -> None:
+    """Say which layers were given triplets whose singular value is zero."""
+    dead: dict[str, int] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, SpectralLinear) and module.dead.get(adapter_name):
+            dead[name] = module.dead[adapter_name]
+    if dead:
+        named = ", ".join(f"{n} ({d})" for n, d in list(dead.items())[:3]) + (", ..." if len(dead) > 3 else "")
+        warnings.warn(
+            f"{sum(dead.values())} chosen singular values in {len(dead)} layers are zero to float32's resolution:"
+            f" {named}; their triplets would get no gradient, so they start as MiCA's do (L0 = u, R0 = 0)",
+            stacklevel=3,
+        )
