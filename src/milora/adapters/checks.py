@@ -10,6 +10,7 @@ from torch import nn
 from milora.adapters.base_layers import features, is_linear
 from milora.adapters.config import SpectralConfig
 from milora.adapters.embedding import check_embedding
+from milora.adapters.experts import SpectralExperts
 from milora.adapters.layer import SpectralLinear
 from milora.errors import MiloraError
 from milora.methods import get_method
@@ -47,7 +48,7 @@ def warn_of_dead_triplets(model: nn.Module, adapter_name: str) -> None:
     """Say which layers were given triplets whose singular value is zero."""
     dead: dict[str, int] = {}
     for name, module in model.named_modules():
-        if isinstance(module, SpectralLinear) and module.dead.get(adapter_name):
+        if isinstance(module, SpectralLinear | SpectralExperts) and module.dead.get(adapter_name):
             dead[name] = module.dead[adapter_name]
     if dead:
         named = ", ".join(f"{n} ({d})" for n, d in list(dead.items())[:3]) + (", ..." if len(dead) > 3 else "")

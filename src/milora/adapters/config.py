@@ -31,6 +31,7 @@ class SpectralConfig(PeftConfig):
         lora_dropout: dropout on the input of the bracket, in [0, 1). The start is exact with any dropout.
         use_rslora: s = lora_alpha / sqrt(r).
         target_modules, exclude_modules, layers_to_transform, layers_pattern, modules_to_save: as in PEFT's LoraConfig.
+        target_parameters: names of fused experts' weights (3-D parameters), each expert's matrix adapted on its own.
         rank_pattern, alpha_pattern: as there; a pattern that matches nothing is an error.
         fan_in_fan_out: accepted for PEFT's sake; whether a weight is stored (in, out) is read off its layer.
         bias: "none", "all" or "spectral_only".
@@ -64,6 +65,7 @@ class SpectralConfig(PeftConfig):
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Layer indices."})
     layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the layer list."})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained in full."})
+    target_parameters: list[str] | None = field(default=None, metadata={"help": "Fused experts' weights to adapt."})
     rank_pattern: dict[str, int] = field(default_factory=dict[str, int], metadata={"help": "Ranks by name."})
     alpha_pattern: dict[str, float] = field(default_factory=dict[str, float], metadata={"help": "Alphas by name."})
     fan_in_fan_out: bool = field(default=False, metadata={"help": "Weights are stored (in, out)."})
@@ -85,6 +87,8 @@ class SpectralConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = add_peft_type()
+        if self.target_modules is None and self.target_parameters:
+            self.target_modules = []
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, list) else value)

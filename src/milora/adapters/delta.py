@@ -21,6 +21,7 @@ from torch import Tensor
 
 from milora.adapters.attach import WEIGHTS, check_adapter
 from milora.adapters.config import SpectralConfig
+from milora.adapters.expert_export import Stacks, read_stacks, stacked_factor
 from milora.adapters.registration import PREFIX
 from milora.adapters.saved_bases import SavedBases, check_indices
 from milora.adapters.saved_config import CONFIG, read_config
@@ -143,6 +144,7 @@ class AdapterFile:
     Attributes:
         folder, config: the same.
         modules: the adapted modules by the model's own names, in sorted order.
+        fused: the names of adapted parameters that hold many experts' weights; they are none of the modules.
         embeddings: those of the modules that are embeddings.
         others: names in the file of what is no factor: trained biases, modules_to_save.
 
@@ -158,21 +160,26 @@ class AdapterFile:
         split, self._delta = _kind(self.config, self.folder)
         self._bases = SavedBases(self.config, base)
         parts: dict[str, dict[str, str]] = {}
+        self._stacks: dict[tuple[str, str], dict[str, str]] = {}
         self.others: list[str] = []
         with safe_open(self.folder / WEIGHTS, framework="pt") as file:
             for key in sorted(file.keys()):
                 module, part = split(key)
-                if part:
+                stacked = stacked_factor(part)
+                if stacked:
+                    self._stacks.setdefault((module.removeprefix(INSIDE), stacked[1]), {})[stacked[0]] = key
+                elif part:
                     parts.setdefault(module.removeprefix(INSIDE), {})[part] = key
                 elif not key.endswith(".base_layer.weight"):  # PEFT saves an adapted embedding's or head's along
                     self.others.append(key)
         unknown = [key for key in self.others if not _has_place(key, self.config)]
         if unknown:
             raise MiloraError(f"adapter: {self.folder / WEIGHTS} holds {unknown[0]}, which no setting of it asks for")
-        if not parts:
+        if not parts and not self._stacks:
             raise MiloraError(f"adapter: {self.folder / WEIGHTS} holds no factors")
         self._keys = parts
         self.modules = list(parts)
+        self.fused = [".".join(where) for where in self._stacks]
         named = self.config.embedding_modules if isinstance(self.config, SpectralConfig) else None
         self.embeddings = {module for module in self.modules if module in (named or ())}
 
@@ -186,6 +193,19 @@ class AdapterFile:
             return self._delta({part: _wide(tensor) for part, tensor in self.parts(module).items()}, module)
         except MiloraError as error:
             raise MiloraError(f"adapter: {self.folder / WEIGHTS}: {module}: {error}") from error
+
+    def stacks(self) -> Stacks:
+        """The factors of fused experts, by module and parameter, in float32 (float64 where they are stored so).
+
+        Raises:
+            MiloraError: they do not belong together.
+        """
+        return read_stacks(self._stacks, lambda key: _wide(self.tensor(key)), f"adapter: {self.folder / WEIGHTS}")
+
+    def refuse_fused(self, what: str) -> None:
+        """Refuse what knows only single matrices."""
+        if self.fused:
+            raise MiloraError(f"{what}: {self.fused[0]} holds the weights of many experts, allowed linear layers")
 
     def tensor(self, key: str) -> Tensor:
         """One tensor by its name in the file, as it is stored."""
@@ -205,6 +225,7 @@ class AdapterFile:
 def deltas(folder: str | Path) -> Iterator[tuple[str, Delta]]:
     """The changes of a saved adapter, module by module; no more than one is read at a time."""
     file = AdapterFile(folder)
+    file.refuse_fused("deltas")
     for module in file.modules:
         yield module, file.delta(module)
 

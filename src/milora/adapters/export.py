@@ -23,6 +23,7 @@ from milora.adapters.attach import WEIGHTS
 from milora.adapters.base_layers import features
 from milora.adapters.config import SpectralConfig
 from milora.adapters.delta import INSIDE, AdapterFile
+from milora.adapters.expert_export import stacked_lora, stacked_rank
 from milora.adapters.limits import Limit, limits, refuse
 from milora.adapters.saved_config import CONFIG
 from milora.adapters.truncate import LayerError, truncated
@@ -139,7 +140,10 @@ def lora_tensors(file: AdapterFile, rank: int | None = None) -> tuple[dict[str, 
             errors.append(error)
         if not all(bool(torch.isfinite(factor).all()) for factor in pairs[module]):
             raise MiloraError(f"adapter: {file.folder}: {module}: its change is over float32's largest number")
-    common = max(A.shape[0] for _, A in pairs.values())
+    if rank is not None:
+        file.refuse_fused("--rank")
+    stacks = file.stacks()
+    common = max([A.shape[0] for _, A in pairs.values()] + [stacked_rank(factors) for factors in stacks.values()])
     tensors = {name: file.tensor(name) for name in file.others}
     for module, (B, A) in pairs.items():
         padding = common - A.shape[0]
@@ -147,6 +151,8 @@ def lora_tensors(file: AdapterFile, rank: int | None = None) -> tuple[dict[str, 
         name_B, name_A = ("lora_embedding_B", "lora_embedding_A") if embedding else ("lora_B.weight", "lora_A.weight")
         tensors[f"{INSIDE}{module}.{name_B}"] = torch.nn.functional.pad(B, (0, padding)).contiguous()
         tensors[f"{INSIDE}{module}.{name_A}"] = torch.nn.functional.pad(A, (0, 0, 0, padding)).contiguous()
+    if isinstance(file.config, SpectralConfig):
+        tensors |= {f"{INSIDE}{name}": tensor for name, tensor in stacked_lora(stacks, file.config, common).items()}
     return tensors, common, errors
 
 
@@ -181,6 +187,7 @@ def lora_config(file: AdapterFile, rank: int, model_name_or_path: str | None) ->
         r=rank,
         lora_alpha=rank,
         target_modules=config.target_modules,
+        target_parameters=getattr(config, "target_parameters", None),
         exclude_modules=config.exclude_modules,
         layers_to_transform=config.layers_to_transform,
         layers_pattern=config.layers_pattern,

@@ -135,6 +135,7 @@ def write_gguf_lora(
         limit = Limit("llama.cpp", f"{next(iter(file.other()))} is trained in full; use --to merged")
         raise MiloraError(f"gguf-lora: {limit}")
     check_fits(file, model_name_or_path)
+    file.refuse_fused("gguf-lora")
     if file.embeddings:
         raise MiloraError(f"gguf-lora: {min(file.embeddings)} is an embedding, allowed linear layers; use --to merged")
     shape = layout(model_name_or_path, file.modules)

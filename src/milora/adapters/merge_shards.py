@@ -142,6 +142,8 @@ def _plan(file: AdapterFile, folder: Path) -> _Plan:
         raise NotStreamable(f"{folder}: its architecture is not known ({str(error).splitlines()[0]})") from error
     by_name = renamed(model, tensors)
     plan, linear = _Plan(tensors), linear_modules(model)
+    if file.fused:
+        raise NotStreamable(f"{file.fused[0]} holds the weights of many experts")
     if file.embeddings:
         raise NotStreamable(f"{min(file.embeddings)} is an embedding")
     for module in file.modules:

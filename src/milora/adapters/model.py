@@ -6,10 +6,11 @@ import copy
 import gc
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
+from accelerate import init_empty_weights
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
 from peft.utils import (
@@ -23,6 +24,8 @@ from milora.adapters.base_layers import is_linear
 from milora.adapters.checks import check_targets, warn_of_dead_triplets
 from milora.adapters.config import SpectralConfig
 from milora.adapters.embedding import embeddings_among, layer_class
+from milora.adapters.expert_stacks import adapt_stacks, expert_matrices, warn_of_frozen_experts
+from milora.adapters.experts import SpectralExperts
 from milora.adapters.layer import BASES, SpectralLinear
 from milora.adapters.reference import copied_adapter, copy_factors
 from milora.adapters.registration import PREFIX
@@ -38,7 +41,7 @@ class SpectralModel(BaseTuner):
     """The adapted model; use it through PEFT's `get_peft_model(model, SpectralConfig(...))`."""
 
     prefix: str = PREFIX
-    tuner_layer_cls = SpectralLinear
+    tuner_layer_cls = BaseTunerLayer
     # Of the one adapter that may train biases: their values in the base, and while it is disabled their tuned ones.
     _base_biases: dict[nn.Parameter, torch.Tensor] | None = None
     _tuned_biases: dict[nn.Parameter, torch.Tensor] | None = None
@@ -62,7 +65,8 @@ class SpectralModel(BaseTuner):
         config.saved = config.saved or original is not None
         self.peft_config[adapter_name] = config
         try:
-            targets = self._targets(model, config)
+            warn_of_frozen_experts(model, config)
+            targets = self._targets(model, config) | expert_matrices(model, config)
             check_targets(targets, config)
             warn_of_tied_weights(model, targets)
             digests = _check_base(targets, config)
@@ -129,7 +133,7 @@ class SpectralModel(BaseTuner):
         adapted = tuple(f"{n}." for n, m in modules.items() if isinstance(m, inside))
         names = [n for n in modules if n and not n.startswith(adapted or ("\0",))]
         targets = {n: modules[n] for n in names if self._check_target_module_exists(config, n)}
-        if not targets:
+        if not targets and (config.target_modules or not config.target_parameters):
             asked = config.target_modules or ()
             wanted = asked if isinstance(asked, str) else sorted(asked)
             leaves = sorted({n.rsplit(".", 1)[-1] for n in names if is_linear(modules[n])})
@@ -159,9 +163,15 @@ class SpectralModel(BaseTuner):
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
+    def _inject_parameters(
+        self, peft_config: Any, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool
+    ) -> list[str]:
+        with init_empty_weights() if low_cpu_mem_usage else nullcontext():
+            return adapt_stacks(model, peft_config, adapter_name, self._taken_factors)
+
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # PEFT copies `weight` over, which a whole head in modules_to_save need not have.
-        if isinstance(child, AuxiliaryTrainingWrapper):
+        # PEFT copies `weight` over, which a whole head in modules_to_save and experts need not have.
+        if isinstance(child, AuxiliaryTrainingWrapper | SpectralExperts):
             setattr(parent, child_name, new_module)
         else:
             super()._replace_module(parent, child_name, new_module, child)
