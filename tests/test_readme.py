@@ -28,7 +28,7 @@ def test_python_blocks_run(tiny_llama: Path, capsys: pytest.CaptureFixture[str])
 def test_commands_exist_with_their_flags(capsys: pytest.CaptureFixture[str]):
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("milora ")]
     verbs = [shlex.split(command)[1] for command in commands]
-    assert verbs == ["train", "eval", "forgetting", "export"]
+    assert verbs == ["train", "eval", "forgetting", "export", "train", "merge"]
     for command, verb in zip(commands, verbs, strict=True):
         arguments = shlex.split(command)[1:]
         if verb == "train":

@@ -136,8 +136,9 @@ def test_what_the_machine_does_not_have_is_one_line(folder, monkeypatch):
         load_model(folder, device="cuda:77")
     with pytest.raises(MiloraError, match="device: got 'abacus'"):
         load_model(folder, device="abacus")
-    monkeypatch.setattr("milora.models.load.find_spec", lambda name: None)
-    with pytest.raises(MiloraError, match="bitsandbytes is not installed"):
-        load_model(folder, load_in_4bit=True)
-    with pytest.raises(MiloraError, match="got both"):
-        load_model(folder, load_in_4bit=True, load_in_8bit=True)
+    monkeypatch.setattr("milora.models.quantised.find_spec", lambda name: None)
+    for quantization, package in (("bnb-4bit", "bitsandbytes"), ("torchao-int4", "torchao")):
+        with pytest.raises(MiloraError, match=rf"{package} is not installed; pip install 'milora\[quant\]'"):
+            load_model(folder, quantization=quantization)
+    with pytest.raises(MiloraError, match="quantization: got 'bnb-3bit', allowed bnb-4bit, "):
+        load_model(folder, quantization="bnb-3bit")

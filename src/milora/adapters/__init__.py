@@ -12,20 +12,25 @@ from milora.adapters.config import SpectralConfig
 from milora.adapters.export import export_lora
 from milora.adapters.layer import SpectralLinear
 from milora.adapters.merge import merge_adapter
+from milora.adapters.merge_quantised import MergeCost, merge_quantised
 from milora.adapters.model import SpectralModel
+from milora.adapters.quantised import decomposed_from
 
 registration.register(SpectralConfig, SpectralModel)
 
 __all__ = [
+    "MergeCost",
     "SpectralConfig",
     "SpectralLinear",
     "SpectralModel",
     "attach",
     "compose",
+    "decomposed_from",
     "export_lora",
     "load_adapter",
     "load_mixture",
     "merge_adapter",
+    "merge_quantised",
     "method_names",
     "peft_config",
 ]

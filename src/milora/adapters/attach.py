@@ -18,6 +18,7 @@ from milora.adapters.config import SpectralConfig
 from milora.adapters.saved_config import CONFIG, read_config
 from milora.errors import MiloraError
 from milora.models.checkpoint import check_safetensors, is_local
+from milora.models.quantised import prepare_quantised
 from milora.models.targets import matching_name
 
 WEIGHTS = "adapter_model.safetensors"
@@ -34,6 +35,7 @@ def attach(model: nn.Module, config: PeftConfig) -> PeftModel:
         MiloraError: nothing matches, a rank or a value that cannot be.
     """
     _check_named(model, config)
+    prepare_quantised(model)
     try:
         return get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
     except MiloraError:

@@ -17,6 +17,7 @@ from milora.methods.svft import PATTERNS
 from milora.models.targets import matching_pattern
 
 _BIAS = ("none", "all", "spectral_only")
+_SOURCES = ("auto", "high_precision", "dequantised")
 
 
 @dataclass
@@ -49,6 +50,9 @@ class SpectralConfig(PeftConfig):
             and are decomposed again, or read from the store, when it is loaded; else yes.
         drop_base: for svf, the base weight is dropped and stands as U S V^T: less memory, exact only to rounding.
         embedding_modules: which of the targeted modules are embeddings; filled in when the adapter is made.
+        decompose_from: on a quantised base, "high_precision" decomposes the weights of the checkpoint that it was
+            quantised from, "dequantised" the quantised ones; "auto" takes the former where they can be read. A saved
+            adapter says which it was.
         base_fingerprint, base_precision: of the targeted base weights; filled in when the adapter is made.
 
     Raises:
@@ -81,6 +85,7 @@ class SpectralConfig(PeftConfig):
     save_bases: bool | None = field(default=None, metadata={"help": "Save L0 and R0 with the adapter."})
     drop_base: bool = field(default=False, metadata={"help": "For svf: keep U S V^T in place of W."})
     embedding_modules: list[str] | None = field(default=None, metadata={"help": "The targets that are embeddings."})
+    decompose_from: str = field(default="auto", metadata={"help": "What is decomposed on a quantised base."})
     base_fingerprint: str | None = field(default=None, metadata={"help": "SHA-256 of the targeted weights."})
     base_precision: str | None = field(default=None, metadata={"help": "Precision class of the fingerprint."})
 
@@ -105,6 +110,7 @@ class SpectralConfig(PeftConfig):
             *_refuse(not _is_alpha(self.lora_alpha), "lora_alpha", self.lora_alpha, "a number above 0"),
             *_refuse(not 0.0 <= self.lora_dropout < 1.0, "lora_dropout", self.lora_dropout, "0 to less than 1"),
             *_refuse(self.bias not in _BIAS, "bias", self.bias, ", ".join(_BIAS)),
+            *_refuse(self.decompose_from not in _SOURCES, "decompose_from", self.decompose_from, ", ".join(_SOURCES)),
             *_refuse(
                 isinstance(self.target_modules, str) and self.layers_to_transform is not None,
                 "layers_to_transform",

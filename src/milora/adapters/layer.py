@@ -14,23 +14,23 @@ from typing import Any, cast
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 
 from milora.adapters.base_layers import features, keeps_transposed
 from milora.adapters.config import SpectralConfig
 from milora.adapters.frozen import FrozenFactors, WatchedFactors
+from milora.adapters.mergeable import Mergeable
 from milora.errors import MiloraError
-from milora.methods import Bracket, Choice, Factors, Method, get_method, magnitude_quotient, row_norms
-from milora.methods.core import Core, Scattered
+from milora.methods import Bracket, Factors, get_method, magnitude_quotient, row_norms
+from milora.methods.core import Scattered
 
 TRAINED = ("spectral_dL", "spectral_dR", "spectral_C", "spectral_dg")
 FROZEN = ("spectral_L0", "spectral_R0", "spectral_g0")
 BASES = ("basis_L0", "basis_R0")  # of an adapter that is saved without them
 
 
-class SpectralLinear(nn.Module, BaseTunerLayer):
+class SpectralLinear(nn.Module, Mergeable):
     """A base linear layer and, by adapter name, the factors of its adapters.
 
     Args:
@@ -74,10 +74,9 @@ class SpectralLinear(nn.Module, BaseTunerLayer):
         self.r: dict[str, int] = {}
         self.scaling: dict[str, float] = {}
         self.dead: dict[str, int] = {}
-        self.declared: dict[str, tuple[Method, Choice, Core | None]] = {}
+        self.declared = {}
         self.merged_adapters = []
         self.frozen_peft_weight_names = {}
-        self._unmerged_weight: Tensor | None = None
         self.update_layer(adapter_name, config, key, factors)
 
     def update_layer(self, adapter_name: str, config: SpectralConfig, key: str, factors: Factors | None = None) -> None:
@@ -158,17 +157,14 @@ class SpectralLinear(nn.Module, BaseTunerLayer):
         method, choice, core = self.declared[name]
         L0, scale = self.factor("L0", name), self.scaling[name]
         if core is None and "L" not in method.trains:
-            return Bracket(scale, L0, dR=self.spectral_dR[name])
+            return Bracket(scale, L0, dR=self.spectral_dR[name].to(L0.dtype))
         R0 = self.factor("R0", name)
         if core is None:
-            return Bracket(scale, L0, R0, self.spectral_dL[name], self.spectral_dR[name])
+            return Bracket(scale, L0, R0, self.spectral_dL[name].to(L0.dtype), self.spectral_dR[name].to(L0.dtype))
         indices = self.spectral_indices[name] if isinstance(core, Scattered) else None
-        return Bracket(scale, L0, R0, core=core, c=method.values(self.spectral_C[name], R0, choice), indices=indices)
-
-    def unmerged_weight(self) -> Tensor:  # (out, in)
-        """The base weight as it is without adapters, dequantised where it is quantised."""
-        weight = self._unmerged_weight if self._unmerged_weight is not None else self.get_base_weight()
-        return weight.T if self.fan_in_fan_out else weight
+        return Bracket(
+            scale, L0, R0, core=core, c=method.values(self.spectral_C[name].to(L0.dtype), R0, choice), indices=indices
+        )
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # (..., in) -> (..., out)
         """The base layer's output plus the bracket of every active adapter."""
@@ -229,44 +225,6 @@ class SpectralLinear(nn.Module, BaseTunerLayer):
             c = self._quotient(adapter, bracket)[:, None]
             delta = (c - 1) * self.unmerged_weight().to(delta.dtype) + c * delta
         return delta.T if self.fan_in_fan_out else delta
-
-    @torch.no_grad()
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the brackets to the base weight: in float32, from the unmerged weight, cast once.
-
-        The unmerged weight is kept until `unmerge`, which puts it back as it was.
-
-        Raises:
-            MiloraError: with `safe_merge`, where the merged weight would hold NaN or Inf.
-        """
-        new = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.declared]
-        if not new:
-            return
-        base = self._stashed() if self._unmerged_weight is not None else self.get_base_weight()
-        merged = base.to(torch.promote_types(base.dtype, torch.float32))
-        for name in [*self.merged_adapters, *new]:
-            merged = merged + self.get_delta_weight(name).to(merged.device)
-        merged = merged.to(base.dtype)
-        if safe_merge and not bool(torch.isfinite(merged).all()):
-            raise MiloraError(f"merge: adapters {', '.join(new)} give NaN or Inf, allowed finite weights")
-        self._unmerged_weight = base
-        self.set_base_weight(merged)
-        self.merged_adapters.extend(new)
-
-    @torch.no_grad()
-    def unmerge(self) -> None:
-        """Put the unmerged weight back, bit for bit."""
-        if self._unmerged_weight is None:
-            return
-        self.set_base_weight(self._stashed())
-        self._unmerged_weight = None
-        self.merged_adapters.clear()
-
-    def _stashed(self) -> Tensor:
-        # The model may have been moved or cast since; `Module.to` does not see a plain attribute.
-        assert self._unmerged_weight is not None
-        dtype = self.weight.dtype if self.quantization_backend is None else self._unmerged_weight.dtype
-        return self._unmerged_weight.to(self.weight.device, dtype)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """True: the bracket is a sum on the weight."""

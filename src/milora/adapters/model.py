@@ -27,6 +27,7 @@ from milora.adapters.embedding import embeddings_among, layer_class
 from milora.adapters.expert_stacks import adapt_stacks, expert_matrices, warn_of_frozen_experts
 from milora.adapters.experts import SpectralExperts
 from milora.adapters.layer import BASES, SpectralLinear
+from milora.adapters.quantised import base_of, original_weights
 from milora.adapters.reference import copied_adapter, copy_factors
 from milora.adapters.registration import PREFIX
 from milora.adapters.start import all_factors, base_weight
@@ -35,6 +36,7 @@ from milora.errors import MiloraError
 from milora.methods import Factors
 from milora.models.digest import Digest, weight_digest
 from milora.models.fingerprint import fingerprint, precision
+from milora.models.quantised import prepare_quantised, quantization_of
 
 
 class SpectralModel(BaseTuner):
@@ -65,6 +67,7 @@ class SpectralModel(BaseTuner):
         config.saved = config.saved or original is not None
         self.peft_config[adapter_name] = config
         try:
+            prepare_quantised(model)
             warn_of_frozen_experts(model, config)
             targets = self._targets(model, config) | expert_matrices(model, config)
             check_targets(targets, config)
@@ -72,9 +75,11 @@ class SpectralModel(BaseTuner):
             digests = _check_base(targets, config)
             config.embedding_modules = embeddings_among(targets)
             if not config.saved and not low_cpu_mem_usage:
-                self._factors = all_factors(_on_a_device(targets), config, digests)
+                originals = original_weights(model, targets, config)
+                self._factors = all_factors(_on_a_device(targets), config, digests, originals)
             bases = config.saved and not config.keeps_bases
-            factors = all_factors(_on_a_device(targets), config, digests) if bases else {}
+            originals = original_weights(model, targets, config) if bases else None
+            factors = all_factors(_on_a_device(targets), config, digests, originals) if bases else {}
             with _no_collection():
                 super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
             for name, made in factors.items():
@@ -247,12 +252,9 @@ def _check_base(targets: dict[str, nn.Module], config: SpectralConfig) -> dict[s
         with base_weight(target) as W:
             digests[name] = weight_digest(W)
             dtypes.add(W.dtype)
-    bases = [t.get_base_layer() if isinstance(t, SpectralLinear) else t for t in targets.values()]
-    quantised = {type(b).__name__ for b in bases if not isinstance(b, nn.Embedding)}
-    here = precision(
-        dtypes,
-        None if quantised <= {"Linear", "Conv1D", "NonDynamicallyQuantizableLinear"} else "+".join(sorted(quantised)),
-    )
+    bases = [base_of(t) for t in targets.values()]
+    quantised = {quantization_of(b) for b in bases if not isinstance(b, nn.Embedding)} - {None}
+    here = precision(dtypes, "+".join(sorted(map(str, quantised))))
     found = fingerprint(digests.items())
     if config.saved and not config.any_base and config.base_precision == here and config.base_fingerprint != found:
         raise MiloraError(

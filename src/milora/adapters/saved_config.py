@@ -54,6 +54,7 @@ _TYPES: dict[str, Any] = {
     "as_published": bool,
     "save_bases": bool | None,
     "drop_base": bool,
+    "decompose_from": str,
 }
 _ADAPTERS = {name: TypeAdapter(kind) for name, kind in _TYPES.items()}
 _SAID = {float | None: "a number", _NAMES: "a list of names or an expression", list[str] | None: "a list of names"}

@@ -7,17 +7,18 @@ from contextlib import contextmanager
 from typing import cast
 
 import torch
-from peft.utils import resolve_quantization_backend
 from peft.utils.integrations import check_deepspeed_zero3_enabled, gather_params_ctx
 from torch import Tensor, nn
 
 from milora.adapters.base_layers import keeps_transposed
 from milora.adapters.config import SpectralConfig
 from milora.adapters.layer import SpectralLinear
+from milora.adapters.quantised import original_weight, read_weight
 from milora.decompositions import Digest, Store, StoredDecomposition, default_store, shared_out
 from milora.errors import MiloraError
 from milora.linalg import Decomposition
 from milora.methods import Factors, get_method
+from milora.models.weights import LinearWeight
 
 
 @contextmanager
@@ -30,9 +31,7 @@ def base_weight(target: nn.Module) -> Generator[Tensor]:  # (out, in)
         elif keeps_transposed(base):
             yield cast(Tensor, base.weight).T
         else:
-            backend = resolve_quantization_backend(base)
-            weight = backend.get_base_weight(base) if backend is not None else base.weight
-            yield cast(Tensor, weight)
+            yield read_weight(base)
 
 
 def layer_factors(
@@ -66,7 +65,10 @@ def layer_factors(
 
 
 def all_factors(
-    targets: Mapping[str, nn.Module], config: SpectralConfig, digests: Mapping[str, Digest]
+    targets: Mapping[str, nn.Module],
+    config: SpectralConfig,
+    digests: Mapping[str, Digest],
+    originals: Mapping[str, LinearWeight] | None = None,
 ) -> dict[str, Factors]:
     """The factors of all targeted layers; processes that start on one store at once each compute a share.
 
@@ -74,11 +76,14 @@ def all_factors(
         targets: the base layers or adapted layers, by name.
         config: the adapter's configuration.
         digests: of their weights, by the same names.
+        originals: for quantised targets, the weights to decompose in place of their own.
     """
     store = default_store()
 
     def work(name: str, *, wait: bool) -> Factors:
         with base_weight(targets[name]) as W:
+            if originals and name in originals:
+                return layer_factors(original_weight(originals[name], W), config, name, store, wait)
             return layer_factors(W, config, name, store, wait, digests.get(name))
 
     # Ranks that hold shards of each weight put it together in step, so that none may go another way round.

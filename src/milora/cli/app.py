@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 the run failed; 2 a wrong call; 130 interrupted from the k
 """
 
 import contextlib
+import logging
 import os
 import sys
 import traceback
@@ -31,6 +32,8 @@ from milora.cli import (
 from milora.cli.output import Mode, Output
 from milora.errors import MiloraError
 
+# PEFT imports both packages wherever they are installed, and they tell which of their kernels this machine lacks.
+IMPORTED_ALOUD = ("torchao", "bitsandbytes.backends.cpu.ops", "torch.utils._pytree")
 GLOBAL_FLAGS = ("--debug", "--json", "--no-store", "--quiet")
 
 app = typer.Typer(
@@ -86,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if "--debug" not in flags:
                 # What a library will change in its next version is for this package to read, not for its users.
                 warnings.simplefilter("ignore", FutureWarning)
+                for name in IMPORTED_ALOUD:
+                    logging.getLogger(name).setLevel(logging.ERROR)
                 warnings.showwarning = lambda message, *_, **__: output.note(f"warning: {message}")
             return _run(ordered, output) or 0
     except KeyboardInterrupt:

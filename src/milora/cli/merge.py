@@ -1,11 +1,12 @@
 """``milora merge ADAPTER --model_name_or_path M --output DIR``: `milora export --to merged`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from milora.cli.export import Base, Check, Destination, Force, Overwrite, ShardSize, export
+from milora.cli.export import Base, Check, Destination, Force, Overwrite, ShardSize, adapter_folder, export
+from milora.cli.output import Output
 
 
 def merge(
@@ -16,10 +17,63 @@ def merge(
     max_shard_size: ShardSize = "5GB",
     check: Check = None,
     force: Force = False,
+    high_precision: Annotated[
+        bool,
+        typer.Option(
+            "--high_precision",
+            "--high-precision",
+            help="Trained on a quantised base: merge into the high-precision one instead.",
+        ),
+    ] = False,
+    text: Annotated[
+        Path | None, typer.Option("--text", help="A text on which the logits' change is measured, quantised bases.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Add an adapter into the base model's weights (in float32, cast once) and write the whole model."""
-    export(
-        context, adapter, model_name_or_path, output, to="merged", max_shard_size=max_shard_size, check=check,
-        force=force, overwrite=overwrite,
-    )  # fmt: skip
+    """Add an adapter into the base model's weights (in float32, cast once) and write the whole model.
+
+    An adapter of a quantised base is merged into the quantised base and quantised again; what that costs is printed.
+    """
+    from milora.adapters import merge_quantised
+    from milora.analysis.texts import read_text
+    from milora.runs.tuned import quantised_base
+
+    quantization, dtype = quantised_base(adapter)
+    if quantization is None or (high_precision and text is None):
+        return export(
+            context, adapter, model_name_or_path, output, to="merged", max_shard_size=max_shard_size, check=check,
+            force=force, overwrite=overwrite,
+        )  # fmt: skip
+    show: Output = context.obj
+    folder, common = adapter_folder(adapter), {"overwrite": overwrite, "force": force}
+    cost = merge_quantised(
+        folder,
+        model_name_or_path,
+        output,
+        quantization=quantization,
+        dtype=dtype,
+        high_precision=high_precision,
+        text=None if text is None else read_text(text),
+        **common,
+    )
+    record = {"output": str(output), "quantization": None if high_precision else quantization, "cost": cost.as_dict()}
+    show.result(record, "\n".join(_report(output, quantization, high_precision, cost)), essence=str(output))
+
+
+def _report(output: Path, quantization: str, high_precision: bool, cost: Any) -> list[str]:
+    lines = [f"{output}: written as a whole {'high-precision' if high_precision else quantization} model"]
+    if not high_precision:
+        name, worst = cost.worst
+        lines += [
+            f"quantising the merged weights again moves them by {cost.total:.2%} of their norm"
+            f" (worst: {name}, {worst:.2%}), {cost.of_update:.2g} times the size of the update that was trained",
+        ]
+    if cost.logits:
+        c = cost.logits
+        lines.append(
+            f"logits on {c.tokens} tokens: moved by {c.mean:.3g} on average, {c.largest:.3g} at most;"
+            f" KL {c.kl:.3g} nats per token from the adapter on its {quantization} base"
+        )
+    if not high_precision:
+        lines.append("recommended: --high_precision merges into the unquantised base and rounds no further")
+    return lines

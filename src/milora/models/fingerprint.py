@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from milora.models.digest import Digest, weight_digest
+from milora.models.quantised import dense_parameters
 
 
 def fingerprint(named_weights: Iterable[tuple[str, Tensor | Digest]]) -> str:
@@ -32,7 +33,7 @@ def fingerprint(named_weights: Iterable[tuple[str, Tensor | Digest]]) -> str:
 
 def model_fingerprint(model: nn.Module) -> str:
     """The fingerprint of all parameters of a model, by name in sorted order (tied parameters once)."""
-    return fingerprint(sorted(model.named_parameters(), key=lambda item: item[0]))
+    return fingerprint(sorted((name, weight_digest(W)) for name, W in dense_parameters(model)))
 
 
 def precision(dtypes: Iterable[torch.dtype], quantised: str | None = None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,14 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from milora.errors import MiloraError
 from milora.models.checkpoint import check_checkpoint, is_local
+from milora.models.quantised import dense_parameters, prepare_quantised, quantization_config
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -29,8 +29,7 @@ def load_model(
     device: str | None = None,
     trust_remote_code: bool = False,
     gguf_file: str | None = None,
-    load_in_4bit: bool = False,
-    load_in_8bit: bool = False,
+    quantization: str | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model, checked.
 
@@ -40,10 +39,11 @@ def load_model(
         device: e.g. "cuda"; None takes a GPU where there is one.
         trust_remote_code: run the model's own code; only when asked for.
         gguf_file: the file inside the folder to dequantise, for a GGUF checkpoint.
-        load_in_4bit, load_in_8bit: quantise with bitsandbytes while loading.
+        quantization: quantise while loading, in one of `milora.models.quantised.QUANTIZATIONS`.
 
     Raises:
-        MiloraError: see `check_checkpoint`; also NaN or Inf in a weight, with its name.
+        MiloraError: see `check_checkpoint`; also NaN or Inf in a weight, with its name; the quantisation's package is
+            not installed, or the checkpoint is already quantised.
     """
     if dtype != "auto" and dtype not in _DTYPES:
         raise MiloraError(f"dtype: got {dtype!r}, allowed auto, {', '.join(_DTYPES)}")
@@ -54,12 +54,11 @@ def load_model(
         arguments["gguf_file"] = gguf_file
     else:
         arguments["use_safetensors"] = True
-    if load_in_4bit or load_in_8bit:
-        arguments["quantization_config"] = _bitsandbytes(load_in_4bit, load_in_8bit, dtype)
-        arguments["device_map"] = {"": device}
+    arguments |= _quantised(model_name_or_path, quantization, dtype, device, trust_remote_code)
     model = _from_pretrained(AutoModelForCausalLM, model_name_or_path, arguments)
     if "device_map" not in arguments:
         model = model.to(device)
+    prepare_quantised(model)
     check_finite(model)
     return model
 
@@ -88,7 +87,7 @@ def empty_model(model_name_or_path: str | Path, *, trust_remote_code: bool = Fal
 
 def check_finite(model: torch.nn.Module) -> None:
     """Raise a MiloraError that names the first parameter that holds NaN or Inf."""
-    for name, weight in model.named_parameters():
+    for name, weight in dense_parameters(model):
         if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
             raise MiloraError(f"weights: {name} holds NaN or Inf, allowed finite numbers")
 
@@ -121,23 +120,38 @@ def _check_source(model_name_or_path: str | Path, gguf_file: str | None, weights
         raise MiloraError(f"model folder: got {folder}, which does not exist or is no folder")
 
 
+def _source(model_name_or_path: str | Path) -> str:
+    return str(Path(model_name_or_path).expanduser()) if is_local(model_name_or_path) else str(model_name_or_path)
+
+
 def _from_pretrained(auto_class: Any, model_name_or_path: str | Path, arguments: dict[str, Any]) -> Any:
-    source = str(Path(model_name_or_path).expanduser()) if is_local(model_name_or_path) else str(model_name_or_path)
+    source = _source(model_name_or_path)
     try:
         return auto_class.from_pretrained(source, **arguments)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MiloraError(f"model {source}: {first_line}") from error
 
 
-def _bitsandbytes(load_in_4bit: bool, load_in_8bit: bool, dtype: str) -> BitsAndBytesConfig:
-    if load_in_4bit and load_in_8bit:
-        raise MiloraError("load_in_4bit, load_in_8bit: got both, allowed one of them")
-    if find_spec("bitsandbytes") is None:
-        raise MiloraError("load_in_4bit, load_in_8bit: bitsandbytes is not installed; pip install 'milora[quant]'")
-    return BitsAndBytesConfig(
-        load_in_4bit=load_in_4bit,
-        load_in_8bit=load_in_8bit,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=_DTYPES.get(dtype, torch.bfloat16),
-    )
+def _quantised(
+    model_name_or_path: str | Path, quantization: str | None, dtype: str, device: str, trust_remote_code: bool
+) -> dict[str, Any]:
+    """What `from_pretrained` is told of a quantised model; nothing for any other."""
+    source = _source(model_name_or_path)
+    try:
+        already = PreTrainedConfig.get_config_dict(source)[0].get("quantization_config")
+    except (OSError, ValueError):
+        already = None  # `from_pretrained` says what is wrong with it
+    if already and quantization is not None:
+        method = already.get("quant_method", "a method that it does not name")
+        raise MiloraError(
+            f"quantization: got {quantization}, but model {source} is already quantised ({method}); allowed null"
+        )
+    # accelerate wants to find a quantised model on a numbered device.
+    placed = {"device_map": {"": torch.cuda.current_device() if device == "cuda" else device}}
+    if quantization is None:
+        return placed if already else {}
+    modules = empty_model(source, trust_remote_code=trust_remote_code).modules() if "int4" in quantization else ()
+    widths = [m.in_features for m in modules if isinstance(m, torch.nn.Linear)]
+    compute_dtype = _DTYPES.get(dtype, torch.bfloat16)
+    return {**placed, "quantization_config": quantization_config(quantization, compute_dtype, widths)}

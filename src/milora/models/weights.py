@@ -112,6 +112,7 @@ def linear_weights(
     *,
     gguf_file: str | None = None,
     trust_remote_code: bool = False,
+    fetch: bool = True,
 ) -> LinearWeights:
     """Find the linear weights of a checkpoint.
 
@@ -120,12 +121,13 @@ def linear_weights(
         targets: "all-linear" (all but the output head, as in PEFT), a list of names, or an expression.
         gguf_file: the GGUF file inside the folder.
         trust_remote_code: run the model's own code to learn its architecture.
+        fetch: fetch a hub's files that are not here.
 
     Raises:
         MiloraError: no such folder, no or broken weights, nothing matches, a tensor that is missing, quantised or
             packed; see also `milora.models.gguf_weights`.
     """
-    folder, gguf_file = locate(model_name_or_path, gguf_file, trust_remote_code)
+    folder, gguf_file = locate(model_name_or_path, gguf_file, trust_remote_code, fetch)
     if gguf_file is not None:
         from milora.models.gguf_weights import gguf_linear_weights
 

@@ -18,6 +18,8 @@ SCHEDULERS = (
 
 TRACKERS = ("none", "tensorboard")
 
+QUANTISATION = ("quantization", "load_in_4bit", "load_in_8bit")
+
 # Keys that say nothing to a method.
 UNUSED = {
     "adalora": ("rank_pattern", "alpha_pattern", "use_rslora"),
@@ -50,9 +52,9 @@ def method(v: SimpleNamespace) -> Iterator[str]:
 
 def full_fine_tuning(v: SimpleNamespace) -> Iterator[str]:
     """Quantised weights do not train."""
-    for key in ("load_in_4bit", "load_in_8bit"):
+    for key in QUANTISATION:
         if v.method == "full" and getattr(v, key):
-            yield f"{key}: got true with method full, allowed only with an adapter"
+            yield f"{key}: got {str(getattr(v, key)).lower()} with method full, allowed only with an adapter"
 
 
 def keys_of_the_method(v: SimpleNamespace) -> Iterator[str]:
@@ -66,8 +68,11 @@ def keys_of_the_method(v: SimpleNamespace) -> Iterator[str]:
 
 def quantisation(v: SimpleNamespace) -> Iterator[str]:
     """One kind of base weights."""
-    if v.load_in_4bit and v.load_in_8bit:
-        yield "load_in_4bit, load_in_8bit: got both, allowed one"
+    given = [key for key in QUANTISATION if getattr(v, key)]
+    if len(given) > 1:
+        yield f"{', '.join(given)}: got {'both' if len(given) == 2 else 'all'}, allowed one"
+    if given and v.gguf_file:
+        yield f"{given[0]}: got {str(getattr(v, given[0])).lower()} with gguf_file, allowed with safetensors"
 
 
 def names(v: SimpleNamespace) -> Iterator[str]:
@@ -140,9 +145,9 @@ def length(v: SimpleNamespace) -> Iterator[str]:
 # Each check with the keys it looks at: it is left out where one of them is wrong by itself.
 CHECKS: tuple[tuple[Check, tuple[str, ...]], ...] = (
     (method, ("method", "method_settings")),
-    (full_fine_tuning, ("method", "load_in_4bit", "load_in_8bit")),
+    (full_fine_tuning, ("method", *QUANTISATION)),
     (keys_of_the_method, ("method", *UNUSED["full"], "bias")),
-    (quantisation, ("load_in_4bit", "load_in_8bit")),
+    (quantisation, ("gguf_file", *QUANTISATION)),
     (names, ("dataset_format", "prompt_template", "lr_scheduler_type")),
     (trackers, ("report_to",)),
     (validation, ("val_set_size", "eval_dataset", "eval_split", "load_best_model_at_end", "eval_strategy")),

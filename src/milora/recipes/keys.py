@@ -26,8 +26,11 @@ class ModelKeys(BaseModel):
         "auto", description="type of the base weights; auto is the checkpoint's own, float32 for method full"
     )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
-    load_in_4bit: bool = Field(False, description="quantise the base to 4 bits (extra: quant)")
-    load_in_8bit: bool = Field(False, description="quantise the base to 8 bits (extra: quant)")
+    quantization: Literal["bnb-4bit", "bnb-8bit", "torchao-int8", "torchao-int4"] | None = Field(
+        None, description="quantise the base while loading it (extra: quant)"
+    )
+    load_in_4bit: bool = Field(False, description="transformers' name for quantization bnb-4bit")
+    load_in_8bit: bool = Field(False, description="transformers' name for quantization bnb-8bit")
     device: str | None = Field(None, description="cpu, cuda, cuda:1, ...; by default the GPU if there is one")
 
 

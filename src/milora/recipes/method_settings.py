@@ -20,7 +20,7 @@ PEFT_SETTINGS: dict[str, tuple[str, ...]] = {
     "full": (),
 }
 # Of every method on singular vectors: what it shares with its kin, what it declares for itself in `Method.own`.
-_SPECTRAL = (*_WHERE, "magnitude", "components", "components_seed", "save_bases")
+_SPECTRAL = (*_WHERE, "magnitude", "components", "components_seed", "save_bases", "decompose_from")
 
 
 def default_alpha(method: Any, lora_r: Any, rank_pattern: Any) -> float | None:

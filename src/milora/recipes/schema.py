@@ -25,6 +25,11 @@ class Recipe(MeasuringKeys, TrainingKeys, DataKeys, MethodKeys, ModelKeys, About
         """``dtype``, with float32 for auto where the base weights train: bfloat16 rounds most steps to nothing."""
         return "float32" if self.method == "full" and self.dtype == "auto" else self.dtype
 
+    @property
+    def base_quantization(self) -> str | None:
+        """``quantization``, or what ``load_in_4bit`` and ``load_in_8bit`` mean by it."""
+        return self.quantization or ("bnb-4bit" if self.load_in_4bit else "bnb-8bit" if self.load_in_8bit else None)
+
     @model_validator(mode="before")
     @classmethod
     def _fill_alpha(cls, values: Any) -> Any:

@@ -1,5 +1,6 @@
 """A run, an adapter or a model by its path: built, with its tokenizer and with a way to its base model."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from milora.adapters import load_adapter
 from milora.adapters.saved_config import read_config
 from milora.errors import MiloraError
 from milora.models.load import load_model, load_tokenizer
+from milora.models.quantised import QUANTIZATIONS
 from milora.runs.folder import RunFolder
 
 
@@ -57,10 +59,28 @@ def load_tuned(
         base = model_name_or_path or read_config(run.path).base_model_name_or_path
         if not base:
             raise MiloraError(f"{path}: the adapter names no base model; pass --model_name_or_path")
-        model = load_model(base, dtype=dtype or "auto", device=device)
+        quantization, _ = quantised_base(run.path)
+        model = load_model(base, dtype=dtype or "auto", device=device, quantization=quantization)
         return Tuned(load_adapter(model, run.path, force=force), load_tokenizer(base))
     model = load_model(str(path), dtype=dtype or "auto", device=device)
     return Tuned(model, load_tokenizer(str(path)), has_base=False)
+
+
+def quantised_base(path: str | Path) -> tuple[str | None, str]:
+    """What the base of a run or of an adapter's folder is quantised in while it is loaded, and its dtype before that.
+
+    Returns:
+        One of `milora.models.quantised.QUANTIZATIONS`, or None; and a dtype for `load_model`. Of an adapter that is
+        not in its run, the quantisation is known where it is one of this package's.
+    """
+    run = RunFolder(path)
+    if run.holds_run:
+        recipe = run.recipe()
+        return recipe.base_quantization, recipe.base_dtype
+    file = run.path / "adapter_config.json"
+    named = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    precision = named.get("base_precision")
+    return (precision if precision in QUANTIZATIONS else None), "auto"
 
 
 def _of_run(run: RunFolder, base: str | None, dtype: str | None, device: str | None, force: bool) -> Tuned:
@@ -73,8 +93,7 @@ def _of_run(run: RunFolder, base: str | None, dtype: str | None, device: str | N
     }
     source = {"gguf_file": recipe.gguf_file, "trust_remote_code": recipe.trust_remote_code}
     tokenizer = load_tokenizer(base, **source)
-    quantised = {"load_in_4bit": recipe.load_in_4bit, "load_in_8bit": recipe.load_in_8bit}
-    model = load_model(base, gguf_file=recipe.gguf_file, **quantised, **settings)
+    model = load_model(base, gguf_file=recipe.gguf_file, quantization=recipe.base_quantization, **settings)
     if recipe.method == "full":
         return Tuned(load_model(str(run.model), **settings), tokenizer, base_model=model, run=run)
     folder = run.own_adapter()

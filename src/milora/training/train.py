@@ -17,11 +17,12 @@ from transformers import PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
 from trl.trainer.sft_config import SFTConfig
 
-from milora.adapters import attach, peft_config
+from milora.adapters import attach, decomposed_from, peft_config
 from milora.data import data_hash, load_examples, split_validation
 from milora.errors import MiloraError
 from milora.models.fingerprint import model_fingerprint
 from milora.models.load import load_model, load_tokenizer
+from milora.models.quantised import number_count
 from milora.recipes.schema import Recipe
 from milora.runs import RunFolder, keep_metrics_up_to, model_card, provenance
 from milora.training import adalora
@@ -116,8 +117,7 @@ def _load_model(recipe: Recipe, console: Console) -> Any:
             device=recipe.device,
             trust_remote_code=recipe.trust_remote_code,
             gguf_file=recipe.gguf_file,
-            load_in_4bit=recipe.load_in_4bit,
-            load_in_8bit=recipe.load_in_8bit,
+            quantization=recipe.base_quantization,
         )
 
 
@@ -167,11 +167,14 @@ def _attach(recipe: Recipe, model: Any, arguments: SFTConfig, rows: int, console
     if config is None:
         return model
     with console.status(f"starting {recipe.method} on {recipe.target_modules}"):
-        return attach(model, config)
+        adapted = attach(model, config)
+    if source := decomposed_from(adapted):
+        console.print(f"{recipe.base_quantization or 'quantised'} base: decomposed {source}", highlight=False)
+    return adapted
 
 
 def _count(model: Any) -> tuple[int, int]:
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    sizes = [(number_count(p), p.requires_grad) for p in model.parameters()]
     return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
 
 

@@ -18,14 +18,19 @@ class RunTrainer(SFTTrainer):
     - TRL reports each start of training to its makers over the network; a run tells nobody.
     - TRL writes its own README.md into the output folder at every checkpoint; the run folder has one of its own.
     - A checkpoint whose writing fails is deleted, so that what is left can all be resumed from.
+    - TRL rounds what trains on a quantised base to bfloat16, in which small steps are lost; it keeps its dtype.
     - AdaLoRA gets its regulariser and whole checkpoints (see ``adalora``).
     """
 
     model: Any  # transformers allows None before it is set
 
-    def __init__(self, *args: Any, uses_adalora: bool = False, **kwargs: Any):
+    def __init__(self, model: Any, *args: Any, uses_adalora: bool = False, **kwargs: Any):
         self.uses_adalora = uses_adalora
-        super().__init__(*args, **kwargs)
+        as_made = {p: p.data for p in model.parameters() if p.requires_grad}
+        super().__init__(model, *args, **kwargs)
+        for parameter, values in as_made.items():
+            if parameter.dtype != values.dtype:
+                parameter.data = values.to(parameter.device)
 
     def _send_telemetry(self) -> None:
         pass

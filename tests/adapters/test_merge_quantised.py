@@ -1,0 +1,104 @@
+"""Merging into a quantised base, and what it is said to cost."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from adapters.quantised import QUANTIZATIONS, quantised
+from adapters.steps import adapt, logits, train_steps
+from milora.adapters import MergeCost, SpectralLinear, load_adapter, merge_quantised
+from milora.cli.app import main
+from milora.errors import MiloraError
+from milora.models.load import load_model, load_tokenizer
+from milora.models.quantised import dequantised, quantization_of
+
+TEXT = "A text to measure on, of some length."
+each_quantization = pytest.mark.parametrize("quantization", QUANTIZATIONS)
+
+
+def trained(folder, quantization, ids, where, method="milora"):
+    model = quantised(folder, quantization)
+    if method == "milora":
+        adapted = adapt(model, method)
+    else:
+        config = LoraConfig(r=8, target_modules="all-linear", use_dora=method == "dora", task_type="CAUSAL_LM")
+        adapted = get_peft_model(model, config)
+    train_steps(adapted, ids, lr=2e-2)
+    adapted.save_pretrained(where)
+    return adapted
+
+
+@each_quantization
+@pytest.mark.parametrize("method", ["milora", "lora"])
+def test_the_cost_is_that_of_quantising_again(tiny_llama, ids, quantization, method, tmp_path):
+    adapted = trained(tiny_llama, quantization, ids, tmp_path / "adapter", method)
+    cost = merge_quantised(tmp_path / "adapter", tiny_llama, tmp_path / "m", quantization=quantization, text=TEXT,
+                           dtype="float32")  # fmt: skip
+    merged = load_model(tmp_path / "m", device="cpu").eval()
+    expected, lost, whole, update = {}, 0.0, 0.0, 0.0
+    for name, layer in adapted.base_model.model.named_modules():
+        if not hasattr(layer, "get_delta_weight"):
+            continue
+        W, delta = dequantised(layer.get_base_layer()).double(), layer.get_delta_weight("default").double()
+        assert quantization_of(merged.get_submodule(name)) == quantization
+        off = float((dequantised(merged.get_submodule(name)).double() - (W + delta)).norm())
+        expected[name] = off / float((W + delta).norm())
+        lost, whole, update = lost + off**2, whole + float((W + delta).norm()) ** 2, update + float(delta.norm()) ** 2
+    assert len(expected) == 14
+    assert cost.layers == pytest.approx(expected, rel=1e-3)
+    assert cost.total == pytest.approx((lost / whole) ** 0.5, rel=1e-3) and cost.total > 1e-4
+    assert cost.of_update == pytest.approx((lost / update) ** 0.5, rel=1e-3)
+    assert cost.worst == max(cost.layers.items(), key=lambda item: item[1])
+
+    text = load_tokenizer(tiny_llama)(TEXT, return_tensors="pt")["input_ids"]
+    off = (logits(merged, text) - logits(adapted, text)).abs()
+    assert cost.logits.tokens == text.shape[1]
+    assert (cost.logits.mean, cost.logits.largest) == pytest.approx((float(off.mean()), float(off.max())), rel=1e-2)
+    assert cost.logits.kl > 0
+    unmoved = logits(load_model(tiny_llama, quantization=quantization, dtype="float32", device="cpu").eval(), text)
+    assert float((logits(merged, text) - unmoved).abs().mean()) > cost.logits.mean
+
+
+@each_quantization
+def test_into_the_high_precision_base_nothing_is_quantised(tiny_llama, ids, quantization, tmp_path, base):
+    adapted = trained(tiny_llama, quantization, ids, tmp_path / "adapter")
+    with pytest.warns(UserWarning, match=f"made on a {quantization} base, this one is bfloat16"):
+        cost = merge_quantised(tmp_path / "adapter", tiny_llama, tmp_path / "m", quantization=quantization, text=TEXT,
+                               dtype="float32", high_precision=True)  # fmt: skip
+    assert cost.layers == {} and cost.total == 0.0 and cost.logits.mean > 0
+    merged, own = load_model(tmp_path / "m", device="cpu"), base()
+    for name, layer in adapted.base_model.model.named_modules():
+        if isinstance(layer, SpectralLinear):
+            W = own.get_submodule(name).weight
+            assert torch.allclose(merged.get_submodule(name).weight, W + layer.get_delta_weight("default"), atol=1e-6)
+
+
+def test_dora_and_a_text_of_nothing_are_refused(tiny_llama, ids, tmp_path):
+    trained(tiny_llama, "bnb-4bit", ids, tmp_path / "dora", "dora")
+    with pytest.raises(MiloraError, match="got DoRA on a quantised base, allowed --high_precision"):
+        merge_quantised(tmp_path / "dora", tiny_llama, tmp_path / "m", quantization="bnb-4bit")
+    with pytest.raises(MiloraError, match="text: got no token"):
+        merge_quantised(tmp_path / "dora", tiny_llama, tmp_path / "m", quantization="bnb-4bit", text="")
+    assert not (tmp_path / "m").exists()
+    assert MergeCost({}, 0.0, 0.0).worst == ("", 0.0)
+
+
+def test_the_command_prints_the_cost_and_the_way_around(tiny_llama, ids, tmp_path, capsys):
+    trained(tiny_llama, "bnb-4bit", ids, tmp_path / "adapter")
+    text = tmp_path / "t.txt"
+    text.write_text(TEXT)
+    common = ["merge", str(tmp_path / "adapter"), "--model_name_or_path", str(tiny_llama), "--text", str(text)]
+    assert main([*common, "--output", str(tmp_path / "q"), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["quantization"] == "bnb-4bit" and len(record["cost"]["layers"]) == 14
+    assert record["cost"]["worst"] == max(record["cost"]["layers"].values()) > 0.01
+    assert main([*common, "--output", str(tmp_path / "q"), "--overwrite"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"{record['cost']['total']:.2%} of their norm" in printed and record["cost"]["worst_layer"] in printed
+    assert "recommended: --high_precision" in printed and "nats per token" in printed
+    assert quantization_of(load_model(tmp_path / "q").model.layers[0].mlp.up_proj) == "bnb-4bit"
+    assert main([*common[:4], "--output", str(tmp_path / "h"), "--high-precision"]) == 0
+    assert quantization_of(load_model(tmp_path / "h").model.layers[0].mlp.up_proj) is None
+    assert load_adapter(quantised(tiny_llama, "bnb-4bit"), tmp_path / "adapter")
