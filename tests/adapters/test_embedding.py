@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, BartConfig, BartForConditionalGen
 from transformers.models.gemma3 import Gemma3TextConfig
 
 from adapters.steps import adapt, logits, train_steps
-from milora.adapters import SpectralConfig, export_lora, load_adapter, merge_adapter
+from milora.adapters import SpectralConfig, compose, export_lora, load_adapter, merge_adapter
 from milora.adapters.embedding import SpectralEmbedding
 from milora.adapters.gguf_lora import write_gguf_lora
 from milora.adapters.merge import merge
@@ -144,6 +144,17 @@ def test_ways_out_that_know_only_linear_layers_are_not_taken(base, ids, tiny_lla
     assert why == "model.embed_tokens is an embedding"
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert torch.allclose(logits(merged, ids), logits(adapted, ids), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["mica", "milora"])
+def test_adapters_of_an_embedding_are_added_up(base, ids, method, tmp_path):
+    adapted = adapt(base(), method, target_modules=TARGETS)
+    train_steps(adapted, ids)
+    adapted.save_pretrained(tmp_path / "own", save_embedding_layers=False)
+    done = compose([tmp_path / "own", tmp_path / "own"], [0.25, 0.75], tmp_path / "both")
+    assert done.how == ("sum" if method == "mica" else "concatenation")
+    composed = load_adapter(base(), tmp_path / "both")
+    assert torch.allclose(logits(composed, ids), logits(adapted, ids), atol=1e-5, rtol=0)
 
 
 def test_a_magnitude_stands_over_a_scaled_embedding(ids):

@@ -21,7 +21,7 @@ from transformers.models.llama4 import Llama4TextConfig
 
 from adapters.steps import adapt, logits, train_steps
 from conftest import byte_tokenizer
-from milora.adapters import SpectralConfig, SpectralLinear, export_lora, load_adapter
+from milora.adapters import SpectralConfig, SpectralLinear, compose, export_lora, load_adapter, load_mixture
 from milora.adapters.delta import deltas
 from milora.adapters.experts import SpectralExperts
 from milora.adapters.export import write_lora
@@ -189,7 +189,7 @@ def test_one_parameter_alone_several_adapters_and_patterns(ids, tmp_path):
     assert torch.equal(logits(adapted, ids), before)
     layer = experts(adapted)[0]
     assert layer.spectral_L0_gate_up_proj["second"].shape == (4, 96, 2)
-    assert layer.scaling["second"] == {"gate_up_proj": 3.0, "down_proj": 1.0}
+    assert layer.scales["second"] == {"gate_up_proj": 3.0, "down_proj": 1.0}
     train_steps(adapted, ids, lr=1e-2)
     second = logits(adapted, ids)
     adapted.save_pretrained(tmp_path, selected_adapters=["second"])
@@ -229,10 +229,24 @@ def test_ways_out_that_know_only_single_matrices_are_not_taken(ids, tmp_path):
         write_gguf_lora(tmp_path / "own", tmp_path / "base", tmp_path / "out.gguf")
     with pytest.raises(MiloraError, match=r"deltas: .* holds the weights of many experts"):
         dict(deltas(tmp_path / "own"))
+    with pytest.raises(MiloraError, match=r"compose: .* holds the weights of many experts"):
+        compose([tmp_path / "own", tmp_path / "own"], [0.5, 0.5], tmp_path / "both")
     _, why = merge(tmp_path / "own", tmp_path / "base", tmp_path / "merged")
     assert "holds the weights of many experts" in why
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert torch.allclose(logits(merged, ids), logits(adapted, ids), atol=1e-5, rtol=0)
+
+
+def test_a_mixture_in_memory_weighs_the_experts_too(ids, tmp_path):
+    model = fresh("mixtral")
+    before = logits(model, ids)
+    adapted = adapt(model, "milora", **settings())
+    train_steps(adapted, ids, lr=1e-2)
+    adapted.save_pretrained(tmp_path)
+    mixed, set_weights = load_mixture(fresh("mixtral"), [tmp_path, tmp_path])
+    for weights, expected in (([0.5, 0.5], logits(adapted, ids)), ([1.0, -1.0], before)):
+        set_weights(weights)
+        assert torch.allclose(logits(mixed, ids), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from milora.adapters.attach import WEIGHTS
 from milora.adapters.compose_sum import summed
 from milora.adapters.config import SpectralConfig
 from milora.adapters.delta import INSIDE, AdapterFile
-from milora.adapters.export import check_free, lora_config
+from milora.adapters.export import check_free, lora_config, lora_names
 from milora.adapters.saved_config import CONFIG
 from milora.errors import MiloraError
 from milora.methods import get_method
@@ -117,6 +117,7 @@ def _check_linear(file: AdapterFile) -> None:
         raise MiloraError(
             f"adapter: {file.folder} has a magnitude, whose norm is not linear; allowed adapters without one"
         )
+    file.refuse_fused("compose")
     if file.others:
         raise MiloraError(f"adapter: {file.folder} holds {file.others[0]}, allowed no trained biases or whole modules")
 
@@ -166,6 +167,7 @@ def side_by_side(files: Sequence[AdapterFile], weights: Sequence[float]) -> tupl
     tensors: dict[str, Tensor] = {}
     for module, (B, A) in joined.items():
         padding = rank - A.shape[0]
-        tensors[f"{INSIDE}{module}.lora_B.weight"] = torch.nn.functional.pad(B, (0, padding))
-        tensors[f"{INSIDE}{module}.lora_A.weight"] = torch.nn.functional.pad(A, (0, 0, 0, padding))
+        name_B, name_A = lora_names(any(module in file.embeddings for file in files))
+        tensors[f"{INSIDE}{module}.{name_B}"] = torch.nn.functional.pad(B, (0, padding))
+        tensors[f"{INSIDE}{module}.{name_A}"] = torch.nn.functional.pad(A, (0, 0, 0, padding))
     return tensors, rank

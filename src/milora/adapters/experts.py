@@ -32,14 +32,15 @@ class SpectralExperts(nn.Module, BaseTunerLayer):
         base_layer: the module; its `is_transposed` says that it keeps (experts, in, out).
     """
 
-    other_param_names = ("r", "scaling", "dead")
+    other_param_names = ("r", "scales", "scaling", "dead")
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.adapter_layer_names: tuple[str, ...] = ()
         self.parameters_adapted: tuple[str, ...] = ()
-        self.scaling: dict[str, dict[str, float]] = {}  # by adapter, by parameter
+        self.scales: dict[str, dict[str, float]] = {}  # s by adapter, by parameter
+        self.scaling: dict[str, float] = {}  # what all of an adapter's scales are multiplied with
         self.r: dict[str, int] = {}
         self.dead: dict[str, int] = {}
         self.merged_adapters = []
@@ -74,7 +75,8 @@ class SpectralExperts(nn.Module, BaseTunerLayer):
         experts, out, in_ = self._stored(parameter).shape
         r, given = config.rank(key), [f for f in factors if f is not None]
         self.r[adapter_name] = r
-        self.scaling.setdefault(adapter_name, {})[parameter] = config.scale(key)
+        self.scales.setdefault(adapter_name, {})[parameter] = config.scale(key)
+        self.scaling[adapter_name] = 1.0
         self.dead[adapter_name] = self.dead.get(adapter_name, 0) + sum(f.dead for f in given)
         weight = self._stored(parameter)
         like: Any = {"dtype": torch.promote_types(weight.dtype, torch.float32), "device": weight.device}
@@ -138,7 +140,7 @@ class SpectralExperts(nn.Module, BaseTunerLayer):
         self._awaiting[parameter].discard(name)
         factors = {f: self._of(f, parameter)[name] for f in (*_TRAINED, *_FROZEN) if name in self._of(f, parameter)}
         B, A = joined(factors)
-        return self.scaling[name][parameter] * B, A
+        return self.scaling[name] * self.scales[name][parameter] * B, A
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

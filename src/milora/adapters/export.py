@@ -147,13 +147,17 @@ def lora_tensors(file: AdapterFile, rank: int | None = None) -> tuple[dict[str, 
     tensors = {name: file.tensor(name) for name in file.others}
     for module, (B, A) in pairs.items():
         padding = common - A.shape[0]
-        embedding = module in file.embeddings
-        name_B, name_A = ("lora_embedding_B", "lora_embedding_A") if embedding else ("lora_B.weight", "lora_A.weight")
+        name_B, name_A = lora_names(module in file.embeddings)
         tensors[f"{INSIDE}{module}.{name_B}"] = torch.nn.functional.pad(B, (0, padding)).contiguous()
         tensors[f"{INSIDE}{module}.{name_A}"] = torch.nn.functional.pad(A, (0, 0, 0, padding)).contiguous()
     if isinstance(file.config, SpectralConfig):
         tensors |= {f"{INSIDE}{name}": tensor for name, tensor in stacked_lora(stacks, file.config, common).items()}
     return tensors, common, errors
+
+
+def lora_names(embedding: bool) -> tuple[str, str]:
+    """PEFT's names of B and A in a file."""
+    return ("lora_embedding_B", "lora_embedding_A") if embedding else ("lora_B.weight", "lora_A.weight")
 
 
 def check_fits(file: AdapterFile, model_name_or_path: str | Path) -> nn.Module:
