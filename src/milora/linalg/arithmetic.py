@@ -10,7 +10,7 @@ In such products a residual of 1e-6 cannot be told from one of 1e-3, so that no 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache
 from threading import Lock
 from typing import Any
@@ -83,6 +83,13 @@ def _blas() -> Any:
     return ThreadpoolController()
 
 
+def _as_many_threads() -> AbstractContextManager[Any]:
+    threads = torch.get_num_threads()
+    if all(x.num_threads == threads for x in _blas().lib_controllers if x.user_api == "blas"):
+        return nullcontext()  # setting them takes as long as a solve
+    return _blas().limit(limits=threads, user_api="blas")
+
+
 _PRODUCTS = Shared(_whole_products)
 # scipy brings its own BLAS; within this block it takes as many threads as torch does here.
-torch_threads = Shared(lambda: _blas().limit(limits=torch.get_num_threads(), user_api="blas"))
+torch_threads = Shared(_as_many_threads)

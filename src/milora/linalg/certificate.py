@@ -31,9 +31,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from milora.linalg.cholesky import gram
-from milora.linalg.krylov import times
 from milora.linalg.parts import Part
+from milora.linalg.products import gram, times
 
 ORTHONORMALITY = 1e-6
 RESIDUALS = (1e-6, 5e-3)  # the smaller and the larger one

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from milora.linalg.arithmetic import torch_threads
-from milora.linalg.cholesky import gram
-from milora.linalg.krylov import orthonormal, times
+from milora.linalg.krylov import orthonormal
 from milora.linalg.parts import Part, random_block
+from milora.linalg.products import gram, times
 
 # Below this share of sigma_1 the left vector W v / sigma has fewer than six digits.
 ZERO = 1e-10

@@ -2,12 +2,12 @@
 
     K = span{X, T X, T^2 X, ...},   X (n, b),   T an operator on vectors of length n
 
-For the bottom of W, T = (W^T W)^-1 by a factorisation; for the top, T = W^T W. Keeping every block instead of the last
-one (subspace iteration) reaches the same accuracy with a third of the applications. T is applied in float32: an error
-in it makes a vector of the space a slightly worse choice, never a wrong one, because what is taken out of the space is
-measured with M, M^T M = W^T W:
+For the bottom of W, T = (W^T W)^-1 by a factorisation. Keeping every block instead of the last one (subspace iteration)
+reaches the same accuracy with a third of the applications. T is applied in float32: an error in it makes a vector of
+the space a slightly worse choice, never a wrong one, because what is taken out of the space is measured with M, where
+M^T M = W^T W:
 
-    minimise (or maximise) ||M Q z|| / ||Q z||   over z:      H z = theta N z,   H = (M Q)^T (M Q),   N = Q^T Q
+    minimise ||M Q z|| / ||Q z||   over z:      H z = theta N z,   H = (M Q)^T (M Q),   N = Q^T Q
 
 in float64, and with N, so that Q need be orthonormal only to float32.
 """
@@ -21,15 +21,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Q (n, b) and a function that gives M Q (m, b)  ->  T Q (n, b)
-Operator = Callable[[Tensor, Callable[[], Tensor]], Tensor]
+from milora.linalg.products import times
 
-MOST = 18  # blocks after which another algorithm is better; or a space of n / 4 (top: n / 2), if that is larger
+Operator = Callable[[Tensor], Tensor]  # Q (n, b) -> T Q (n, b)
+
+MOST = 18  # blocks after which another algorithm is better; or a space of n / 4, if that is larger
 DEFECT = 1e-5  # how far from orthonormal the basis may be
+TIGHT = 2e-3  # a block of Ritz values within this share of the edge may be part of a larger cluster
+CROWDED = 3e-3  # so may half a block next to the edge
+HASTE = 3000.0  # how many times more may be left then than an estimate says
 
 
 class NotConverged(Exception):
-    """The Ritz values fall (or rise) too slowly for this operator, or the space cannot grow."""
+    """The Ritz values fall (the top's rise) too slowly for this operator, or the space cannot grow."""
+
+
+class Clustered(Exception):
+    """More values lie together than a block can tell apart, and some may be missing."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +47,10 @@ class Ritz:
     Attributes:
         V: orthonormal, one a column, the wanted end first.
         theta: their Ritz values, squares of singular values.
-        MV: M V, as exact as the products M Q were.
     """
 
     V: Tensor  # (n, q) float64
     theta: Tensor  # (q,) float64
-    MV: Tensor  # (m, q) float64
-
-
-def times(A: Tensor, X: Tensor) -> Tensor:  # (m, n), (n, b) -> (m, b)
-    """A X for few columns, as (X^T A^T)^T: BLAS libraries are up to 15 times slower the other way round."""
-    return (X.T @ A.T).T
 
 
 def orthonormal(X: Tensor) -> Tensor:  # (n, b) -> (n, b)
@@ -65,20 +66,19 @@ class KrylovSpace:
         operator: T, applied in the dtype of `start`.
         M: M^T M = W^T W - shift I, in the dtype of `start`.
         start: X; a random block that T has been applied to, say.
-        smallest: whether the small Ritz values are wanted, or the large ones.
         shift: see M; Ritz values and energies are given of W^T W.
     """
 
-    def __init__(self, operator: Operator, M: Tensor, start: Tensor, smallest: bool, shift: float = 0.0) -> None:
+    def __init__(self, operator: Operator, M: Tensor, start: Tensor, shift: float = 0.0) -> None:
         n, self.b = start.shape
-        # The top has no safer iteration to give way to, and its operator costs less.
-        p = min(max(MOST * self.b, n // (4 if smallest else 2)), n)
-        self.operator, self.M, self.smallest, self.shift = operator, M, smallest, shift
+        p = min(max(MOST * self.b, n // 4), n)
+        self.operator, self.M, self.shift = operator, M, shift
         # Basis vectors are rows: see `times`.
         self.Qt = start.new_empty(p, n)
         self.MQt = torch.empty(p, M.shape[0], dtype=torch.float64, device=start.device)
         self.H, self.N = self.MQt.new_empty(p, p), self.MQt.new_empty(p, p)
         self.p, self.measured = 0, 0
+        self.theta = self.H[0]  # the Ritz values of the last look, rising
         self.defect = torch.finfo(start.dtype).eps  # how far from orthonormal the basis can be by now
         self._append(orthonormal(start))
 
@@ -91,7 +91,7 @@ class KrylovSpace:
         if self.p + self.b > self.Qt.shape[0]:
             return False
         Qt = self.Qt[: self.p]
-        Y = self.operator(Qt[-self.b :].T, self._last_image)
+        Y = self.operator(Qt[-self.b :].T)
         Y = Y / torch.linalg.vector_norm(Y, dim=0).clamp_min(torch.finfo(Y.dtype).tiny)
         defect = self.defect
         for _ in range(4):
@@ -110,10 +110,6 @@ class KrylovSpace:
         self.Qt[self.p : self.p + self.b] = Y.T
         self.p += self.b
 
-    def _last_image(self) -> Tensor:  # (m, b)
-        self._measure()
-        return self.MQt[self.p - self.b : self.p].to(self.M.dtype).T
-
     def _measure(self) -> None:
         """M Q, H and N for the blocks that do not have them yet: several at once are cheaper than one by one."""
         old, new = self.measured, self.p
@@ -129,8 +125,8 @@ class KrylovSpace:
     def energy(self, r: int) -> float:
         """Sum of the r wanted Ritz values, as near as N is to I."""
         self._measure()
-        theta = torch.linalg.eigvalsh(self.H[: self.p, : self.p].cpu())
-        return float((theta[:r] if self.smallest else theta[-r:]).sum()) + r * self.shift
+        self.theta = torch.linalg.eigvalsh(self.H[: self.p, : self.p].cpu()) + self.shift
+        return float(self.theta[:r].sum())
 
     def ritz(self, q: int) -> Ritz:
         """The q wanted Ritz vectors."""
@@ -140,17 +136,29 @@ class KrylovSpace:
         A = torch.linalg.solve_triangular(L, self.H[: self.p, : self.p].cpu(), upper=False)
         A = torch.linalg.solve_triangular(L, A.T, upper=False)
         theta, Z = torch.linalg.eigh((A + A.T) / 2)
-        if not self.smallest:
-            theta, Z = theta.flip(0), Z.flip(1)
         Z = torch.linalg.solve_triangular(L.T, Z[:, :q], upper=True)  # (p, q)
         Zt = Z.T.to(self.Qt.device)
-        return Ritz((Zt @ self.Qt[: self.p].to(Zt.dtype)).T, theta[:q] + self.shift, (Zt @ self.MQt[: self.p]).T)
+        return Ritz((Zt @ self.Qt[: self.p].to(Zt.dtype)).T, theta[:q] + self.shift)
+
+
+def haste(theta: Tensor, r: int, b: int, tolerance: float) -> float:  # (p,) the wanted end first
+    """By how much the members of a cluster make an estimate too small: a block finds b of them, and the others late.
+
+    Raises:
+        Clustered: one is so tight that a block's worth of its members says nothing of the others.
+    """
+    theta = theta[: r + b] / theta[r - 1].abs().clamp_min(1e-300)
+    width = (theta[b - 1 :] - theta[: len(theta) - b + 1]).abs()
+    # Values that are all the same to the tolerance may take one another's place.
+    if bool((width < TIGHT).any()) and float((theta[0] - theta[-1]).abs()) > tolerance:
+        raise Clustered
+    return HASTE if abs(float(theta[min(r + b // 2, len(theta)) - 1] - theta[r - 1])) < CROWDED else 1.0
 
 
 def converge(space: KrylovSpace, r: int, tolerance: float, first: int = 5) -> float:
     """Grow a space until the r wanted Ritz values are predicted to be final.
 
-    Each block lowers the energy E = sum theta (or raises it), by steps that fall at least geometrically: with d the
+    Each block lowers the energy E = sum theta, by steps that fall at least geometrically: with d the
     mean step of a block at the last look and rho the ratio of two such steps in a row, d rho / (1 - rho) is left.
     Several modes fall side by side and the slowest is seen last, so that a slow rho is trusted less: by 1 - rho again.
 
@@ -165,6 +173,7 @@ def converge(space: KrylovSpace, r: int, tolerance: float, first: int = 5) -> fl
 
     Raises:
         NotConverged: there is no room for the blocks that would be needed.
+        Clustered: see `haste`.
     """
     while space.p < r or space.p < first * space.b:
         if not space.grow():
@@ -176,6 +185,7 @@ def converge(space: KrylovSpace, r: int, tolerance: float, first: int = 5) -> fl
         gap, between = blocks, (gap + blocks) / 2
         rho = min((step / last) ** (1 / between), 0.95) if 0 < last < math.inf else 0.5
         left = step * rho / (1 - rho) ** 2
+        left *= haste(space.theta, r, space.b, tolerance) if left <= tolerance else 1
         if left <= tolerance:
             return left
         more = math.log(tolerance / left) / math.log(rho) if rho > 0 else 0

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from milora.linalg.krylov import orthonormal, times
+from milora.linalg.krylov import orthonormal
+from milora.linalg.products import times
 
 PROBES = 8
+PIECE = 2**18  # entries of a weight that are cast to float64 at a time
 
 
 class Unsafe(Exception):
@@ -44,11 +46,21 @@ def random_block(A: Tensor, b: int, generator: torch.Generator) -> Tensor:  # (n
 
 
 def image(A: Tensor, X: Tensor) -> Tensor:  # (m, n), (n, b) float64 -> (m, b) float64
-    """A X in float64, some rows of A at a time, so that what is cast stays in a cache and A is never held twice."""
+    """A X in float64, a piece of A at a time, so that what is cast stays in a cache and A is never held twice."""
     if A.dtype == torch.float64:
         return times(A, X)
-    rows = max(256, 2**20 // A.shape[1])
-    return torch.cat([times(A[i : i + rows].to(torch.float64), X) for i in range(0, A.shape[0], rows)])
+    Xt, whole = X.T.contiguous(), A.is_contiguous()
+    Yt = Xt.new_zeros(X.shape[1], A.shape[0])
+    rows = A if whole else A.T  # as they lie in memory
+    length = max(64, PIECE // rows.shape[1])
+    buffer = Xt.new_empty(min(length, rows.shape[0]), rows.shape[1])
+    for i in range(0, rows.shape[0], length):
+        piece = buffer[: rows.shape[0] - i].copy_(rows[i : i + length])
+        if whole:
+            torch.mm(Xt, piece.T, out=Yt[:, i : i + length])
+        else:
+            Yt.addmm_(Xt[:, i : i + length], piece)
+    return Yt.T
 
 
 def deflated_values(
