@@ -64,3 +64,14 @@ def test_make_targets_exist():
     targets = re.findall(r"`?make (\w+)`?", README)
     assert {"demo", "test", "check"} <= set(targets)
     assert not [target for target in targets if f"\n{target}:" not in makefile]
+
+
+def test_examples_are_listed_with_the_commands_that_start_them():
+    folder = Path(__file__).resolve().parents[1] / "examples"
+    listed = re.search(r"```text\n(examples/.*?)```", README, flags=re.DOTALL)
+    assert listed
+    names = [line.split()[0] for line in listed[1].splitlines()[1:]]
+    assert names == sorted(path.name for path in folder.iterdir() if path.is_file())
+    for name in ("accelerate_fsdp2.yaml", "accelerate_zero3.yaml"):
+        line = f"accelerate launch --config_file examples/{name} -m milora.cli train recipe.yaml"
+        assert line in README and f"#     {line}\n" in (folder / name).read_text(encoding="utf-8")

@@ -214,7 +214,7 @@ def test_a_full_disk_keeps_the_old_adapter(settings, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(saving, "export_lora", full)
-    model = type("Model", (), {"save_pretrained": lambda self, folder: folder.mkdir()})()
+    model = type("Model", (), {"save_pretrained": lambda self, folder, **_: folder.mkdir()})()
     with pytest.raises(MiloraError, match="no space left"):
         saving.save_result(model, None, Recipe(**settings), run)
     assert (run.path / "adapter_model.safetensors").read_bytes() == old

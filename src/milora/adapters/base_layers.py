@@ -21,6 +21,6 @@ def keeps_transposed(base_layer: nn.Module) -> bool:
 def features(base_layer: nn.Module) -> tuple[int, int]:
     """(in, out) of a linear layer or an embedding."""
     if isinstance(base_layer, Conv1D | nn.Embedding):
-        in_, out = base_layer.weight.shape
+        in_, out = getattr(base_layer.weight, "ds_shape", base_layer.weight.shape)  # ZeRO-3 keeps a flat part
         return int(in_), int(out)
     return int(base_layer.in_features), int(base_layer.out_features)  # pyright: ignore[reportArgumentType]

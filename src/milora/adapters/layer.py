@@ -24,6 +24,7 @@ from milora.adapters.mergeable import Mergeable
 from milora.errors import MiloraError
 from milora.methods import Bracket, Factors, get_method, magnitude_quotient, row_norms
 from milora.methods.core import Scattered
+from milora.models.spread import gathered
 
 TRAINED = ("spectral_dL", "spectral_dR", "spectral_C", "spectral_dg")
 FROZEN = ("spectral_L0", "spectral_R0", "spectral_g0")
@@ -114,8 +115,10 @@ class SpectralLinear(nn.Module, Mergeable):
             self.spectral_indices[adapter_name] = given.to(like["device"])
         if config.magnitude:
             self.spectral_dg[adapter_name] = nn.Parameter(torch.zeros(self.out_features, **like))
-            known = factors is not None and not weight.is_meta
-            g0 = row_norms(self.unmerged_weight()).to(dtype) if known else torch.zeros(self.out_features, **like)
+            g0 = torch.zeros(self.out_features, **like)
+            if factors is not None:
+                with gathered(self.get_base_layer().parameters()):
+                    g0 = row_norms(self.unmerged_weight()).to(dtype)
             self.spectral_g0[adapter_name] = nn.Parameter(g0)
         self.frozen_peft_weight_names[adapter_name] = (*FROZEN, *BASES)
         if factors is None and not self.factor("L0", adapter_name).is_meta:
@@ -146,11 +149,8 @@ class SpectralLinear(nn.Module, Mergeable):
 
     def factor(self, factor: str, name: str) -> Tensor:
         """L0 or R0 of an adapter."""
-        for prefix in ("spectral", "basis"):
-            held = getattr(self, f"{prefix}_{factor}")
-            if name in held:
-                return held[name]
-        raise KeyError(name)
+        own = getattr(self, f"spectral_{factor}")
+        return own[name] if name in own else getattr(self, f"basis_{factor}")[name]
 
     def bracket(self, name: str) -> Bracket:
         """s (L C R - L0 C0 R0) of an adapter."""
@@ -196,7 +196,8 @@ class SpectralLinear(nn.Module, Mergeable):
         return bracket(self.spectral_dropout[name](self._cast_input_dtype(x, bracket.L0.dtype)))
 
     def _quotient(self, name: str, bracket: Bracket) -> Tensor:  # (out,)
-        return magnitude_quotient(self.unmerged_weight(), self.spectral_g0[name], self.spectral_dg[name], bracket)
+        with gathered(self.get_base_layer().parameters()):
+            return magnitude_quotient(self.unmerged_weight(), self.spectral_g0[name], self.spectral_dg[name], bracket)
 
     def _told_by(self, name: str) -> str:
         """What tells that an adapter was loaded: L0, which is never all zero; where it is not saved, what trains."""

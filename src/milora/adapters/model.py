@@ -30,6 +30,7 @@ from milora.adapters.layer import BASES, SpectralLinear
 from milora.adapters.quantised import base_of, original_weights
 from milora.adapters.reference import copied_adapter, copy_factors
 from milora.adapters.registration import PREFIX
+from milora.adapters.spread import check_spread
 from milora.adapters.start import all_factors, base_weight
 from milora.adapters.tied import check_not_tied, warn_of_tied_weights
 from milora.errors import MiloraError
@@ -37,6 +38,7 @@ from milora.methods import Factors
 from milora.models.digest import Digest, weight_digest
 from milora.models.fingerprint import fingerprint, precision
 from milora.models.quantised import prepare_quantised, quantization_of
+from milora.models.spread import values_elsewhere
 
 
 class SpectralModel(BaseTuner):
@@ -67,6 +69,7 @@ class SpectralModel(BaseTuner):
         config.saved = config.saved or original is not None
         self.peft_config[adapter_name] = config
         try:
+            check_spread(config)
             prepare_quantised(model)
             warn_of_frozen_experts(model, config)
             targets = self._targets(model, config) | expert_matrices(model, config)
@@ -272,5 +275,7 @@ def _check_base(targets: dict[str, nn.Module], config: SpectralConfig) -> dict[s
 
 def _on_a_device(targets: dict[str, nn.Module]) -> dict[str, nn.Module]:
     """The targets whose weights have values."""
+    if values_elsewhere():
+        return {}
     bases = {n: t.get_base_layer() if isinstance(t, SpectralLinear) else t for n, t in targets.items()}
     return {n: targets[n] for n, b in bases.items() if not cast(torch.Tensor, b.weight).is_meta}

@@ -41,6 +41,8 @@ def train(context: typer.Context) -> None:
     if "dry_run" in parsed.switches:
         return _show_recipe(output, recipe)
 
+    from milora.decompositions.workers import Rank
+    from milora.training.spread import leave_processes
     from milora.training.train import train as train_recipe
 
     run = train_recipe(
@@ -49,6 +51,9 @@ def train(context: typer.Context) -> None:
         overwrite="overwrite" in parsed.switches,
         console=output.console,
     )
+    leave_processes()
+    if Rank.of_environment().rank > 0:
+        return  # the first of several processes prints the result
     record = {"run": str(run.path), **run.results()}
     output.result(record, f"{run.path}: the run is done", essence=str(run.path))
 

@@ -18,6 +18,7 @@ from transformers import (
 from milora.errors import MiloraError
 from milora.models.checkpoint import check_checkpoint, is_local
 from milora.models.quantised import dense_parameters, prepare_quantised, quantization_config
+from milora.models.spread import stays_on_cpu, values_elsewhere
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,7 +37,8 @@ def load_model(
     Args:
         model_name_or_path: a local folder of safetensors, or a hub name.
         dtype: "auto" (the checkpoint's own), "float32", "bfloat16" or "float16".
-        device: e.g. "cuda"; None takes a GPU where there is one.
+        device: e.g. "cuda"; None takes a GPU where there is one. A model that is to be spread over several processes
+            stays on the CPU until then.
         trust_remote_code: run the model's own code; only when asked for.
         gguf_file: the file inside the folder to dequantise, for a GGUF checkpoint.
         quantization: quantise while loading, in one of `milora.models.quantised.QUANTIZATIONS`.
@@ -48,7 +50,7 @@ def load_model(
     if dtype != "auto" and dtype not in _DTYPES:
         raise MiloraError(f"dtype: got {dtype!r}, allowed auto, {', '.join(_DTYPES)}")
     _check_source(model_name_or_path, gguf_file)
-    device = usable_device(device)
+    device = "cpu" if stays_on_cpu() else usable_device(device)
     arguments: dict[str, Any] = {"dtype": _DTYPES.get(dtype, "auto"), "trust_remote_code": trust_remote_code}
     if gguf_file:
         arguments["gguf_file"] = gguf_file
@@ -59,7 +61,8 @@ def load_model(
     if "device_map" not in arguments:
         model = model.to(device)
     prepare_quantised(model)
-    check_finite(model)
+    if not values_elsewhere():
+        check_finite(model)
     return model
 
 
@@ -77,10 +80,20 @@ def load_tokenizer(
     return tokenizer
 
 
+def load_config(
+    model_name_or_path: str | Path, *, trust_remote_code: bool = False, gguf_file: str | None = None
+) -> PreTrainedConfig:
+    """The configuration of a model."""
+    _check_source(model_name_or_path, gguf_file, weights=False)
+    arguments: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if gguf_file:
+        arguments["gguf_file"] = gguf_file
+    return _from_pretrained(AutoConfig, model_name_or_path, arguments)
+
+
 def empty_model(model_name_or_path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model's architecture on the meta device: shapes and names without weights, from config.json alone."""
-    _check_source(model_name_or_path, None, weights=False)
-    config = _from_pretrained(AutoConfig, model_name_or_path, {"trust_remote_code": trust_remote_code})
+    config = load_config(model_name_or_path, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from milora.errors import MiloraError
+from milora.models.spread import gathered
 
 QUANTIZATIONS = ("bnb-4bit", "bnb-8bit", "torchao-int8", "torchao-int4")
 INT4_GROUP = 32
@@ -116,13 +117,16 @@ def dense_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in model.named_parameters():
         path, _, leaf = name.rpartition(".")
         layer = model.get_submodule(path)
-        yield name, dequantised(layer) if leaf == "weight" and quantization_of(layer) in QUANTIZATIONS else parameter
+        quantised = leaf == "weight" and quantization_of(layer) in QUANTIZATIONS
+        with gathered([parameter]):
+            yield name, dequantised(layer) if quantised else parameter
 
 
 def number_count(parameter: Tensor) -> int:
-    """How many numbers a parameter stands for: bitsandbytes keeps two of a 4-bit weight in each byte."""
+    """How many numbers a parameter stands for: bitsandbytes keeps two of a 4-bit weight in each byte, and ZeRO-3 a
+    part of each weight in each process."""
     if type(parameter).__name__ != "Params4bit":
-        return parameter.numel()
+        return getattr(parameter, "ds_numel", parameter.numel())
     state: Any = parameter.quant_state  # pyright: ignore[reportAttributeAccessIssue]
     return math.prod(state.shape)
 

@@ -19,12 +19,14 @@ Overwriting deletes these and nothing else that lies in the folder.
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from milora.decompositions.workers import Rank
 from milora.errors import MiloraError
 from milora.models.atomic import write_text
 from milora.recipes import Recipe, dump, load_recipe
@@ -43,6 +45,10 @@ OUTPUT_ONLY = {
     "eval_tasks", "eval_limit", "eval_batch_size", "eval_data_dir",
     "forgetting_text", "forgetting_max_tokens", "forgetting_block",
 }  # fmt: skip
+
+
+# Keys whose product with the number of processes is the rows of an optimiser step, and which may change together.
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 class RunFolder:
@@ -76,7 +82,8 @@ class RunFolder:
 
         Raises:
             MiloraError: the folder holds a run and neither flag is given; it holds other files and no
-                run; there is nothing to resume; the recipe to resume differs in a key that shapes the run.
+                run; there is nothing to resume; the recipe to resume differs in a key that shapes the run, or the
+                rows of an optimiser step do.
         """
         if overwrite and resume:
             raise MiloraError("--overwrite and --resume: got both, allowed one of them")
@@ -177,9 +184,14 @@ class RunFolder:
         before, now = self.recipe().model_dump(), recipe.model_dump()
         changed = [
             f"{key} was {before[key]!r}, got {now[key]!r}"
-            for key in sorted(now.keys() - OUTPUT_ONLY)
+            for key in sorted(now.keys() - OUTPUT_ONLY - set(BATCH))
             if before[key] != now[key]
         ]
+        processes = int(self.provenance().get("processes") or 1), Rank.of_environment().world_size
+        factors = [[n, *(keys[key] for key in BATCH)] for n, keys in zip(processes, (before, now), strict=True)]
+        if math.prod(factors[0]) != math.prod(factors[1]):
+            was, got = (" x ".join(map(str, numbers)) for numbers in factors)
+            changed.append(f"processes x {' x '.join(BATCH)} was {was}, got {got}, allowed the same product")
         if changed:
             raise MiloraError(f"--resume: {self.path} was started with another recipe: " + "; ".join(changed))
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
 
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
 PICKLED = ("optimizer.pt", "scheduler.pt")
@@ -34,6 +36,12 @@ def step_of(checkpoint: Path) -> int:
     return int(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
 
 
+def read_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """The adapter, or the whole model, that a complete checkpoint holds: tensors by name, on the CPU."""
+    file = next(checkpoint / name for name in WEIGHTS if (checkpoint / name).is_file())
+    return {name: tensor for shard in _shards(file) for name, tensor in load_file(shard).items()}
+
+
 def _flaw(folder: Path) -> str | None:
     weights = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not weights:
@@ -56,15 +64,18 @@ def _flaw(folder: Path) -> str | None:
 
 
 def _read_weights(file: Path) -> None:
-    shards = [file]
-    if file.suffix == ".json":
-        shards = [file.parent / name for name in set(json.loads(file.read_text())["weight_map"].values())]
-    for shard in shards:
+    for shard in _shards(file):
         if not shard.is_file():
             raise FileNotFoundError(2, "absent", str(shard))
         # Opening compares the length of the file with what its header promises.
         with safe_open(shard, framework="pt"):
             pass
+
+
+def _shards(file: Path) -> list[Path]:
+    if file.suffix != ".json":
+        return [file]
+    return [file.parent / name for name in sorted(set(json.loads(file.read_text())["weight_map"].values()))]
 
 
 def _read_pickle(file: Path) -> None:

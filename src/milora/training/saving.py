@@ -19,8 +19,8 @@ from milora.runs import RunFolder
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
-def save_result(model: Any, tokenizer: Any, recipe: Recipe, run: RunFolder) -> None:
-    """Write what was trained into the run folder.
+def save_result(model: Any, tokenizer: Any, recipe: Recipe, run: RunFolder, state: Any = None) -> None:
+    """Write what was trained into the run folder; ``state`` holds its tensors where the model has only parts of them.
 
     - a spectral method: its own form in ``adapter/``, and the exact plain LoRA at the root, which PEFT loads
       without this package;
@@ -33,16 +33,16 @@ def save_result(model: Any, tokenizer: Any, recipe: Recipe, run: RunFolder) -> N
     with disk_full_in_one_line(run.path):
         if recipe.method == "full":
             with replacing(run.model) as folder:
-                model.save_pretrained(folder)
+                model.save_pretrained(folder, state_dict=state)
                 tokenizer.save_pretrained(folder)
         elif recipe.method in METHODS:
             with replacing(run.adapter) as folder:
-                _save_adapter(model, folder)
+                _save_adapter(model, folder, state)
             with _into_root(run) as folder:
                 export_lora(run.adapter, recipe.model_name_or_path, folder)
         else:
             with _into_root(run) as folder:
-                _save_adapter(model, folder)
+                _save_adapter(model, folder, state)
 
 
 @contextmanager
@@ -63,8 +63,8 @@ def disk_full_in_one_line(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _save_adapter(model: Any, folder: Path) -> None:
-    model.save_pretrained(folder)
+def _save_adapter(model: Any, folder: Path, state: Any) -> None:
+    model.save_pretrained(folder, state_dict=state)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty template of a card
 
 

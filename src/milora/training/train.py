@@ -19,9 +19,10 @@ from trl.trainer.sft_config import SFTConfig
 
 from milora.adapters import attach, decomposed_from, peft_config
 from milora.data import data_hash, load_examples, split_validation
+from milora.decompositions.workers import Rank
 from milora.errors import MiloraError
 from milora.models.fingerprint import model_fingerprint
-from milora.models.load import load_model, load_tokenizer
+from milora.models.load import load_config, load_model, load_tokenizer
 from milora.models.quantised import number_count
 from milora.recipes.schema import Recipe
 from milora.runs import RunFolder, keep_metrics_up_to, model_card, provenance
@@ -31,6 +32,7 @@ from milora.training.checkpoints import newest_complete, step_of
 from milora.training.masking import Lengths, tokenise
 from milora.training.progress import MetricsWriter, ProgressLine, StopOnNonFiniteLoss
 from milora.training.saving import disk_full_in_one_line, save_result
+from milora.training.spread import is_spread, whole_state
 from milora.training.summary import summary
 from milora.training.trainer import RunTrainer
 
@@ -66,25 +68,29 @@ def train(
     """
     run = RunFolder(recipe.output_dir)
     run.check(recipe, overwrite=overwrite, resume=resume)
-    console = console or Console(quiet=True)
+    if console is None or Rank.of_environment().rank > 0:  # of several processes the first one speaks
+        console = Console(quiet=True)
     started = time.monotonic()
     with _quiet_libraries(recipe), disk_full_in_one_line(run.path):
         with _removed_unless_started(run):
             trainer, record = _build(recipe, run, console)
-            if resume:
-                run.check_inputs(record)
             # Of several processes the first one writes, and all of them find the folder as it leaves it.
             if trainer.is_world_process_zero():
+                if resume:
+                    run.check_inputs(record)
                 run.create(recipe, overwrite=overwrite, resume=resume)
                 run.write_provenance(record)
             trainer.accelerator.wait_for_everyone()
         checkpoint = _checkpoint(trainer, run, console) if resume else None
         _fit(trainer, run, recipe, checkpoint, console)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        state = whole_state(model) if is_spread(trainer) else None
         if trainer.is_world_process_zero():
-            model = trainer.accelerator.unwrap_model(trainer.model)
-            save_result(model, trainer.processing_class, recipe, run)
+            save_result(model, trainer.processing_class, recipe, run, state)
             run.write_card(model_card(recipe, run.provenance(), run.results()))
             console.print(summary(trainer, run, record, time.monotonic() - started))
+        # Launchers stop all processes when one of them ends badly: none may leave while the first one writes.
+        trainer.accelerator.wait_for_everyone()
     return run
 
 
@@ -95,15 +101,17 @@ def _build(recipe: Recipe, run: RunFolder, console: Console) -> tuple[RunTrainer
     tokenizer = load_tokenizer(
         recipe.model_name_or_path, trust_remote_code=recipe.trust_remote_code, gguf_file=recipe.gguf_file
     )
-    model = _load_model(recipe, console)
-    data = _load_data(recipe, tokenizer, model, console)
+    data = _load_data(recipe, tokenizer, console)
+    # Before the model is read: they join the processes that may have to share it.
     arguments = sft_arguments(recipe, run, has_eval=data.validation is not None, limit=data.lengths["dataset"].limit)
+    model = _load_model(recipe, console)
     record = provenance(seeds={"seed": recipe.seed}, data_hash=data.sha256, base_fingerprint=model_fingerprint(model))
     model = _attach(recipe, model, arguments, len(data.train), console)
     trainable, total = _count(model)
     record |= {
         "trainable_parameters": trainable,
         "parameters": total,
+        "processes": arguments.world_size,
         "data": {name: lengths.as_dict() for name, lengths in data.lengths.items()},
     }
     return _trainer(recipe, model, tokenizer, data, arguments), record
@@ -121,8 +129,11 @@ def _load_model(recipe: Recipe, console: Console) -> Any:
         )
 
 
-def _load_data(recipe: Recipe, tokenizer: Any, model: Any, console: Console) -> Data:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+def _load_data(recipe: Recipe, tokenizer: Any, console: Console) -> Data:
+    config = load_config(
+        recipe.model_name_or_path, trust_remote_code=recipe.trust_remote_code, gguf_file=recipe.gguf_file
+    )
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
     lengths: dict[str, Lengths] = {}
 
     def read(key: str, dataset: str, split: str, limit: int | None) -> tuple[Dataset, Dataset]:

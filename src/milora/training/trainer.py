@@ -4,12 +4,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import TrainerState
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.sft_trainer import SFTTrainer
 
-from milora.training import adalora
+from milora.training import adalora, spread
+from milora.training.checkpoints import read_weights
 
 
 class RunTrainer(SFTTrainer):
@@ -20,9 +23,11 @@ class RunTrainer(SFTTrainer):
     - A checkpoint whose writing fails is deleted, so that what is left can all be resumed from.
     - TRL rounds what trains on a quantised base to bfloat16, in which small steps are lost; it keeps its dtype.
     - AdaLoRA gets its regulariser and whole checkpoints (see ``adalora``).
+    - Checkpoints of a model that is spread over processes have the form of one that is not (see ``spread``).
     """
 
     model: Any  # transformers allows None before it is set
+    lr_scheduler: Any
 
     def __init__(self, model: Any, *args: Any, uses_adalora: bool = False, **kwargs: Any):
         self.uses_adalora = uses_adalora
@@ -31,6 +36,7 @@ class RunTrainer(SFTTrainer):
         for parameter, values in as_made.items():
             if parameter.dtype != values.dtype:
                 parameter.data = values.to(parameter.device)
+        spread.check(self)
 
     def _send_telemetry(self) -> None:
         pass
@@ -44,6 +50,42 @@ class RunTrainer(SFTTrainer):
             return loss
         # The losses of the accumulated batches are added up, so each carries its share of the regulariser.
         return loss + adalora.orthogonality(self.model) / self.current_gradient_accumulation_steps
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        optimizer: Any = super().create_optimizer(model)
+        # An adapter has nothing that is exempt from weight decay. DeepSpeed drops a group of nothing and torch keeps
+        # it; the checkpoints of both are to be the same.
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        return optimizer
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if spread.is_spread(self):
+            self._save(output_dir, state_dict=spread.whole_state(self.accelerator.unwrap_model(self.model)))
+        else:
+            super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not spread.is_spread(self):
+            return super()._save_optimizer_and_scheduler(output_dir)
+        state, scheduler = spread.optimizer_state(self.optimizer), self.lr_scheduler
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        # transformers would have a spread model read its own kind of checkpoint here.
+        if resume_from_checkpoint is None or not spread.is_spread(self):
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self._load_from_checkpoint(resume_from_checkpoint)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not spread.is_spread(self):
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        spread.load_optimizer_state(self.optimizer, _read(Path(checkpoint) / OPTIMIZER_NAME))
+        self.lr_scheduler.load_state_dict(_read(Path(checkpoint) / SCHEDULER_NAME))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
@@ -85,11 +127,18 @@ class RunTrainer(SFTTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.uses_adalora:
             adalora.load_state(self.model, resume_from_checkpoint)
+        elif spread.is_spread(self):
+            spread.load_state(self.accelerator.unwrap_model(self.model), read_weights(Path(resume_from_checkpoint)))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        if self.uses_adalora and self.state.best_model_checkpoint:
-            adalora.load_state(self.model, self.state.best_model_checkpoint)
+        best = self.state.best_model_checkpoint
+        if best is not None and (self.uses_adalora or spread.is_spread(self)):
+            self._load_from_checkpoint(best)
         else:
             super()._load_best_model()
+
+
+def _read(file: Path) -> Any:
+    return torch.load(file, map_location="cpu", weights_only=True)
