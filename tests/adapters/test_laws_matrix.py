@@ -151,6 +151,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(METHODS))
 @pytest.mark.parametrize("kind", ["Linear", "Conv1D", "bnb-8bit", "bnb-4bit"])
 def test_every_law_for_every_method(
