@@ -94,6 +94,24 @@ def test_no_member_of_a_cluster_is_missing(ask, seed):
     assert energy == pytest.approx(float(wanted.square().sum()), rel=1e-4)
 
 
+def test_the_residual_is_that_of_singular_vectors():
+    W = with_spectrum((400, N), torch.arange(1, N + 1).double() ** -0.4)
+    found = spaces(W, 6)
+    space, T = found["top"]
+    ritz = space.ritz(R)
+    sigma = ritz.theta.sqrt()
+    exact = torch.linalg.vector_norm((T @ ritz.V) / sigma - sigma * ritz.V, dim=0).max() / sigma[0]
+    assert space.residual(R) == pytest.approx(float(exact)) and space.residual(R) > 1e-3
+    assert found["bottom"][0].residual(R) == 0
+
+
+def test_a_top_with_little_energy_left_grows_until_its_residuals_are_small_too(monkeypatch: pytest.MonkeyPatch):
+    space, _ = spaces(with_spectrum((400, N), torch.arange(1, N + 1).double() ** -0.4), 2)["top"]
+    monkeypatch.setattr(lanczos, "RESIDUAL", 1e-5)
+    settle(space, R, 1e-1, 1)
+    assert 0 < space.residual(R) <= 1e-5
+
+
 def test_no_room_is_no_result():
     space, _ = spaces(with_spectrum((400, N), torch.linspace(1, 0.95, N).double()), 2)["top"]
     with pytest.raises(NotConverged):
@@ -132,4 +150,5 @@ def test_where_a_shortened_space_fails_whole_products_are_taken(monkeypatch: pyt
     monkeypatch.setattr(golub_kahan, "shortens", lambda A: True)
     monkeypatch.setattr(golub_kahan, "top", only_whole)
     found = top(gaussian((400, N)).float(), R)
+    assert found.certificate is not None
     assert found.certificate.algorithm == "krylov" and found.certificate.refused == ("krylov-bfloat16",)

@@ -23,6 +23,7 @@ from milora.linalg.krylov import DEFECT, NotConverged, Ritz, haste, orthonormal
 from milora.linalg.products import few
 
 CAUTION = 5.0  # the remainder of flat edges was measured at up to five times what the estimate says
+RESIDUAL = 7.5e-3  # of which the half step at the top's end was measured to leave 0.5 to 0.56
 KEPT = 0.1  # share of a block outside the space from which rounding is no matter
 
 
@@ -116,6 +117,15 @@ class LanczosSpace:
         rho = float((last * t * slope).sum() / (before * t * slope).sum())
         return (gain / (1 - rho) if rho < 1 else math.inf), rho
 
+    def residual(self, r: int) -> float:
+        """The largest max_i ||T v_i - t_i v_i|| / (s_i s_1) of the top's r Ritz vectors, t_i = s_i^2; no bottom's."""
+        if self.smallest:
+            return 0.0  # the largest singular value, which it would be measured by, is not in the space
+        t, Z = self._wanted(r)
+        B = self.H[self.p : self.p + self.b, self.p - self.b : self.p].cpu()
+        roots = t.clamp_min(torch.finfo(t.dtype).tiny).sqrt()
+        return float((torch.linalg.vector_norm(B @ Z[-self.b :], dim=0) / roots).max() / roots[0])
+
     def ritz(self, q: int) -> Ritz:
         """The q wanted Ritz vectors."""
         Z = self._wanted(q)[1].to(self.Qt.device)
@@ -138,7 +148,7 @@ class LanczosSpace:
 
 
 def settle(space: LanczosSpace, r: int, tolerance: float, first: int, pace: float = 1.0) -> float:
-    """Grow a space until what is left of the energy's error is within a tolerance.
+    """Grow a space until what is left of the energy's error is within a tolerance, and the top's residuals are small.
 
     Args:
         space: the space.
@@ -159,9 +169,10 @@ def settle(space: LanczosSpace, r: int, tolerance: float, first: int, pace: floa
         left, rho = space.remainder(r)
         left *= CAUTION
         left *= haste(space.values(min(r + space.b, space.p)), r, space.b, tolerance) if left <= tolerance else 1
-        if left <= tolerance:
+        if left <= tolerance and space.residual(r) <= RESIDUAL:
             return left
-        more = math.log(tolerance / left) / math.log(rho) / pace if 0 < rho < 1 and left < math.inf else 1.0
+        known = 0 < rho < 1 and tolerance < left < math.inf
+        more = math.log(tolerance / left) / math.log(rho) / pace if known else 1.0
         if space.p > 0.6 * space.room and space.p + more * space.b > 2 * space.room:
             break
         blocks = max(1, min(round(more), space.p // (2 * space.b)))
