@@ -84,9 +84,9 @@ def test_a_cluster_of_a_whole_block_is_not_trusted_unless_it_holds_everything():
 @pytest.mark.parametrize("ask", [bottom, top])
 @pytest.mark.parametrize("seed", range(4))
 def test_no_member_of_a_cluster_is_missing(ask, seed):
-    """Clusters of about twice a block's members, a ten-thousandth wide."""
-    noise = 1e-4 * torch.rand(N, generator=torch.Generator().manual_seed(seed)).double()
-    S = (torch.repeat_interleave(torch.linspace(1, 0.3, 20).double(), 15) + noise).sort(descending=True).values
+    """Clusters of two and a half blocks' members, a ten-thousandth wide."""
+    noise = 1 + 1e-4 * torch.rand(N, generator=torch.Generator().manual_seed(seed)).double()
+    S = (torch.linspace(1, 0.3, N // 20 + 1).double().repeat_interleave(20)[:N] * noise).sort(descending=True).values
     W = with_spectrum((N + 40 * seed, N), S, seed).float()
     exact = torch.linalg.svdvals(W.double())
     wanted = exact[-R - 8 :] if ask is bottom else exact[: R + 8]
