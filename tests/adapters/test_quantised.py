@@ -48,7 +48,7 @@ def test_the_start_is_the_quantised_base_and_disabled_it_is_again(base, ids, met
 
 @each_method
 def test_saved_and_loaded_and_exported_it_is_the_same(base, ids, method, tmp_path, quantization, monkeypatch):
-    adapted = adapt(base(), method)
+    adapted = adapt(base(), method, save_bases=True)
     train_steps(adapted, ids)
     trained = logits(adapted, ids)
     adapted.save_pretrained(tmp_path / "own")

@@ -27,7 +27,7 @@ each_quantization = pytest.mark.parametrize("quantization", QUANTIZATIONS)
 
 
 def starts(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {n: p.detach() for n, p in model.named_parameters() if n.split(".")[-2] in ("spectral_L0", "spectral_R0")}
+    return {n: p.detach() for n, p in model.named_parameters() if n.split(".")[-2].endswith(("_L0", "_R0"))}
 
 
 @pytest.fixture

@@ -60,6 +60,7 @@ def test_a_run_trains_in_float32_and_is_read_back(quantised_settings, quantizati
             assert {quantization_of(m.get_base_layer()) for m in layers} == {quantization} and len(layers) == 6
 
 
+@pytest.mark.slow
 @each_quantization
 def test_a_run_goes_on_where_it_stopped(quantised_settings, quantization, tmp_path):
     steps = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}

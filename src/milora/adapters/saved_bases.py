@@ -38,6 +38,10 @@ class SavedBases:
             return {}
         if self.base is None:
             raise MiloraError("adapter: was saved without L0 and R0, which are made of its base model; got none")
+        if self.config.decompose_from == "dequantised":
+            raise MiloraError(
+                "adapter: was saved without L0 and R0, which are made of dequantised weights; allowed save_bases=True"
+            )
         if module not in self._weights:
             raise MiloraError(f"base {self.base}: has no linear weight {module}")
         factors = layer_factors(self._weights[module].load(), self.config, module, default_store())
