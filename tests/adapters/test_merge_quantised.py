@@ -11,6 +11,7 @@ from adapters.steps import adapt, logits, train_steps
 from milora.adapters import MergeCost, SpectralLinear, load_adapter, merge_quantised
 from milora.cli.app import main
 from milora.errors import MiloraError
+from milora.methods import METHODS
 from milora.models.load import load_model, load_tokenizer
 from milora.models.quantised import dequantised, quantization_of
 
@@ -20,7 +21,7 @@ each_quantization = pytest.mark.parametrize("quantization", QUANTIZATIONS)
 
 def trained(folder, quantization, ids, where, method="milora"):
     model = quantised(folder, quantization)
-    if method == "milora":
+    if method in METHODS:
         adapted = adapt(model, method)
     else:
         config = LoraConfig(r=8, target_modules="all-linear", use_dora=method == "dora", task_type="CAUSAL_LM")
@@ -30,8 +31,10 @@ def trained(folder, quantization, ids, where, method="milora"):
     return adapted
 
 
-@each_quantization
-@pytest.mark.parametrize("method", ["milora", "lora"])
+@pytest.mark.parametrize(
+    ("method", "quantization"),
+    [*((m, q) for m in ("milora", "lora") for q in QUANTIZATIONS), *((m, "bnb-8bit") for m in sorted(METHODS))],
+)
 def test_the_cost_is_that_of_quantising_again(tiny_llama, ids, quantization, method, tmp_path):
     adapted = trained(tiny_llama, quantization, ids, tmp_path / "adapter", method)
     cost = merge_quantised(tmp_path / "adapter", tiny_llama, tmp_path / "m", quantization=quantization, text=TEXT,
@@ -57,6 +60,8 @@ def test_the_cost_is_that_of_quantising_again(tiny_llama, ids, quantization, met
     assert cost.logits.tokens == text.shape[1]
     assert (cost.logits.mean, cost.logits.largest) == pytest.approx((float(off.mean()), float(off.max())), rel=1e-2)
     assert cost.logits.kl > 0
+    for model, loss in ((adapted, cost.logits.loss), (merged, cost.logits.merged_loss)):
+        assert loss == pytest.approx(float(model(input_ids=text, labels=text).loss), rel=1e-5)
     unmoved = logits(load_model(tiny_llama, quantization=quantization, dtype="float32", device="cpu").eval(), text)
     assert float((logits(merged, text) - unmoved).abs().mean()) > cost.logits.mean
 
@@ -79,7 +84,7 @@ def test_dora_and_a_text_of_nothing_are_refused(tiny_llama, ids, tmp_path):
     trained(tiny_llama, "bnb-4bit", ids, tmp_path / "dora", "dora")
     with pytest.raises(MiloraError, match="got DoRA on a quantised base, allowed --high_precision"):
         merge_quantised(tmp_path / "dora", tiny_llama, tmp_path / "m", quantization="bnb-4bit")
-    with pytest.raises(MiloraError, match="text: got no token"):
+    with pytest.raises(MiloraError, match="text: got 0 tokens, allowed 2 or more"):
         merge_quantised(tmp_path / "dora", tiny_llama, tmp_path / "m", quantization="bnb-4bit", text="")
     assert not (tmp_path / "m").exists()
     assert MergeCost({}, 0.0, 0.0).worst == ("", 0.0)

@@ -3,9 +3,10 @@
     T = W + s (L R - L0 R0)         W the dequantised base weight,  M = T quantised again
     cost of a layer  =  ||M - T||_F / ||T||_F
 
-The quantised base is rounded already; what is merged into it is rounded once more, on the same coarse grid. Often that
-takes most of a small update away. Merging into the checkpoint's high-precision weights rounds nothing but the last
-bit: `milora.adapters.merge.merge_adapter`.
+The quantised base is rounded already; what is merged into it is rounded once more, on nearly the same coarse grid,
+which takes most of a small update away: `of_update` says how much. Merging into the checkpoint's high-precision weights
+(`milora.adapters.merge.merge_adapter`) keeps the whole update, on a base that is not the one it was trained on but the
+one that was meant. Which of the two is the better model is a question to a text: their losses on it are told.
 """
 
 from __future__ import annotations
@@ -40,12 +41,15 @@ class LogitsChange:
         tokens: of the text, at most 512.
         mean, largest: of |difference| over all logits.
         kl: KL(unmerged || merged), nats per token.
+        loss, merged_loss: of the text, nats per token, before and after.
     """
 
     tokens: int
     mean: float
     largest: float
     kl: float
+    loss: float
+    merged_loss: float
 
 
 @dataclass(frozen=True)
@@ -101,26 +105,31 @@ def merge_quantised(
         force: merge also into a base with another fingerprint.
 
     Raises:
-        MiloraError: see `load_model` and `load_adapter`; `output` exists; a text of less than one token.
+        MiloraError: see `load_model` and `load_adapter`; `output` exists; a text of less than two tokens.
     """
     target = check_output(output, overwrite)
     model = load_adapter(load_model(model_name_or_path, dtype=dtype, quantization=quantization), adapter, force=force)
     tokenizer = load_tokenizer(model_name_or_path)
     ids = None if text is None else _tokens(tokenizer, text)
     before = None if ids is None else _logits(model, ids)
+
+    def measured(cost: MergeCost, merged: Any) -> MergeCost:
+        if before is None or ids is None:
+            return cost
+        return replace(cost, logits=_change(before, _logits(merged, ids), ids))
+
     if high_precision:
         del model
         merge_adapter(adapter, model_name_or_path, target, dtype=dtype, overwrite=overwrite, force=force)
-        if before is None:
-            return MergeCost({}, 0.0, 0.0)
-        return MergeCost({}, 0.0, 0.0, _change(before, _logits(load_model(target, dtype=dtype), ids)))
+        cost = MergeCost({}, 0.0, 0.0)
+        return cost if before is None else measured(cost, load_model(target, dtype=dtype))
     check_not_tied(model)
     cost = _merge_layers(model)
     merged: Any = model.unload()
     with replacing(target) as temporary:
         merged.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-    return cost if before is None else replace(cost, logits=_change(before, _logits(merged, ids)))
+    return measured(cost, merged)
 
 
 @torch.no_grad()
@@ -175,8 +184,8 @@ def _adapted_layers(model: Any) -> Iterator[tuple[str, Any]]:
 
 def _tokens(tokenizer: Any, text: str) -> Tensor:  # (1, n)
     ids = tokenizer(text, return_tensors="pt", truncation=True, max_length=TOKENS)["input_ids"]
-    if ids.shape[1] < 1:
-        raise MiloraError("text: got no token, allowed a text with some")
+    if ids.shape[1] < 2:
+        raise MiloraError(f"text: got {ids.shape[1]} tokens, allowed 2 or more")
     return ids
 
 
@@ -185,8 +194,9 @@ def _logits(model: Any, ids: Any) -> Tensor:  # (n, vocabulary), float32 on the 
     return model.eval()(input_ids=ids.to(model.device)).logits[0].float().cpu()
 
 
-def _change(before: Tensor, after: Tensor) -> LogitsChange:
+def _change(before: Tensor, after: Tensor, ids: Tensor) -> LogitsChange:  # (n, vocabulary) twice, (1, n)
     off = (after - before).abs()
     log_p, log_q = F.log_softmax(before.double(), dim=-1), F.log_softmax(after.double(), dim=-1)
     kl = float((log_p.exp() * (log_p - log_q)).sum(dim=-1).mean())
-    return LogitsChange(before.shape[0], float(off.mean()), float(off.max()), kl)
+    loss, merged_loss = (float(F.nll_loss(p[:-1], ids[0, 1:])) for p in (log_p, log_q))
+    return LogitsChange(before.shape[0], float(off.mean()), float(off.max()), kl, loss, merged_loss)

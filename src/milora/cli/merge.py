@@ -72,8 +72,11 @@ def _report(output: Path, quantization: str, high_precision: bool, cost: Any) ->
         c = cost.logits
         lines.append(
             f"logits on {c.tokens} tokens: moved by {c.mean:.3g} on average, {c.largest:.3g} at most;"
-            f" KL {c.kl:.3g} nats per token from the adapter on its {quantization} base"
+            f" KL {c.kl:.3g} nats per token from the adapter on its {quantization} base;"
+            f" loss {c.loss:.4f} there, {c.merged_loss:.4f} merged"
         )
     if not high_precision:
-        lines.append("recommended: --high_precision merges into the unquantised base and rounds no further")
+        lines.append(
+            "recommended: --high_precision merges into the unquantised base, where the update is not rounded away"
+        )
     return lines
