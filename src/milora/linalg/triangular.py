@@ -21,7 +21,7 @@ def cholesky(G: Tensor) -> Tensor | None:  # (n, n) -> (n, n)
 
     Only G's lower triangle is read, and only the factor's says anything: the rest may hold anything.
     """
-    if G.is_cuda:
+    if G.device.type != "cpu":
         lower, info = torch.linalg.cholesky_ex(G)
         return lower if int(info) == 0 else None
     columns = G.T.numpy()  # the lower triangle of a row-major matrix is the upper one of a column-major one
