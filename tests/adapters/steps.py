@@ -25,6 +25,15 @@ def train_steps(model: PeftModel, ids: torch.Tensor, steps: int = 3, lr: float =
     model.eval()
 
 
+def sgd_steps(model: nn.Module, ids: torch.Tensor, steps: int = 4, lr: float = 0.5) -> None:
+    """Steps whose path does not depend on the signs of singular vectors."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr)
+    for _ in range(steps):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 def logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     """Logits without gradients."""
     with torch.no_grad():

@@ -6,10 +6,12 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from adapters.steps import adapt, logits, train_steps
-from milora.adapters import SpectralConfig, SpectralLinear
+from adapters.steps import adapt, logits, sgd_steps, train_steps
+from milora.adapters import SpectralConfig, SpectralLinear, load_adapter
+from milora.adapters.delta import AdapterFile
 from milora.decompositions import Part, Store, using
 from milora.errors import MiloraError
 from milora.methods import METHODS, Choice
@@ -27,6 +29,8 @@ CELLS = [
     {"method": "svft", "svd_rank": 10, "magnitude": True, "pattern": "banded", "d": 3},
     {"method": "svf", "svd_rank": 10, "save_bases": True},
     {"method": "milora", "use_rslora": True, "lora_alpha": 16, "save_bases": False},
+    {"method": "mica", "save_bases": False},
+    {"method": "lora_xs", "save_bases": False},
 ]
 
 
@@ -72,11 +76,7 @@ def test_a_magnitude_trains_as_pefts_dora_does(base, ids):
             module.lora_B["default"].weight.requires_grad_(False)
     found = []
     for model in (ours, theirs):
-        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
-        for _ in range(4):
-            model(input_ids=ids, labels=ids).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        sgd_steps(model, ids)
         found.append(logits(model, ids))
     change = float((found[1] - logits(base(), ids)).abs().max())
     assert change > 0.02
@@ -216,3 +216,24 @@ def test_what_does_not_go_together_is_one_line(base, ids, settings, message):
         adapt(model, **settings)
     assert "\n" not in str(caught.value)
     assert torch.equal(logits(model, ids), before)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda i: i + 100, "indices: got .* allowed 0 to 63|indices: got .* allowed 0 to 31"),
+        (lambda i: i - 100, "indices: got -"),
+        (lambda i: i * 0, "positions twice, allowed each once"),
+    ],
+)
+def test_damaged_positions_are_one_line(base, ids, tmp_path, change, message):
+    adapt(base(), "svft", pattern="random", entries=30).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    weights = load_file(file)
+    name = next(n for n in weights if n.endswith("indices"))
+    save_file(weights | {name: change(weights[name])}, file)
+    module = name.removeprefix("base_model.model.").removesuffix(".spectral_indices")
+    for read in (lambda: load_adapter(base(), tmp_path), lambda: AdapterFile(tmp_path).delta(module)):
+        with pytest.raises(MiloraError, match=message) as caught:
+            read()
+        assert "\n" not in str(caught.value)

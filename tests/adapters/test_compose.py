@@ -1,5 +1,6 @@
 """Adapters added up: against the sum of their changes, for every method; and what is not linear refused."""
 
+import copy
 import json
 
 import pytest
@@ -61,6 +62,7 @@ def test_the_composed_change_is_the_sum_of_the_changes(base, ids, tmp_path, tiny
         ({"method": "svft", "pattern": "random", "entries": 40}, {"method": "svft", "pattern": "banded", "d": 1}),
         ({"method": "svft", "pattern": "random", "entries": 40, "components_seed": 1},
          {"method": "svft", "pattern": "random", "entries": 30, "components_seed": 2}),
+        ({"method": "svft", "save_bases": False}, {"method": "svft", "pattern": "banded", "d": 1, "save_bases": False}),
         ({"method": "svf"}, {"method": "svf", "as_published": True}),
         ({"method": "svft", "as_published": True}, {"method": "svft"}),
         ({"method": "lora_xs", "lora_alpha": 16}, {"method": "lora_xs"}),
@@ -135,6 +137,27 @@ def test_what_is_not_linear_or_of_another_base_is_refused(base, ids, tmp_path):
         compose([plain, plain], [1, 1], output)
     compose([plain, plain], [1, 1], output, overwrite=True)
     assert json.loads((output / "adapter_config.json").read_text())["method"] == "mica"
+
+
+def test_bases_are_not_made_of_another_model(base, ids, tmp_path, tiny_llama):
+    """An adapter that was saved without L0 and R0 names its base by its values, and meets no other."""
+    (svf,) = experts(base, ids, tmp_path, {"method": "svf"})
+    other = base()
+    other.model.layers[0].mlp.up_proj.weight.data[0, 0] += 1
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(MiloraError, match=r"was made on a base with fingerprint .*, this base has "):
+        AdapterFile(svf, base=tmp_path / "other").delta("model.layers.0.mlp.up_proj")
+    AdapterFile(svf, base=tiny_llama).delta("model.layers.0.mlp.up_proj")
+
+
+def test_a_mixture_may_be_forced_onto_another_base(base, ids, tmp_path):
+    folders = experts(base, ids, tmp_path, {"method": "mica"}, {"method": "mica"})
+    other = base()
+    other.model.layers[0].mlp.up_proj.weight.data[0, 0] += 1
+    with pytest.raises(MiloraError, match="--force"):
+        load_mixture(copy.deepcopy(other), folders)
+    model, _ = load_mixture(other, folders, force=True)
+    assert set(model.peft_config) == {"default", "adapter_1"}
 
 
 def test_a_mixture_in_the_model_is_the_composed_adapter(base, ids, tmp_path, tiny_llama):

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BartConfig, BartForConditionalGeneration, Gemma3ForCausalLM
 from transformers.models.gemma3 import Gemma3TextConfig
 
-from adapters.steps import adapt, logits, train_steps
+from adapters.steps import adapt, logits, sgd_steps, train_steps
 from milora.adapters import SpectralConfig, compose, export_lora, load_adapter, merge_adapter
 from milora.adapters.embedding import SpectralEmbedding
 from milora.adapters.gguf_lora import write_gguf_lora
@@ -124,11 +124,7 @@ def test_training_mica_on_an_embedding_goes_where_pefts_goes(ids):
     ours = adapt(gemma(), "mica", target_modules=TARGETS, lora_alpha=16, lora_dropout=0.0)
     found = []
     for model in (ours, get_peft_model(gemma(), config)):
-        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
-        for _ in range(4):
-            model(input_ids=ids, labels=ids).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        sgd_steps(model, ids, lr=0.05)
         found.append(logits(model, ids))
     assert torch.allclose(found[0], found[1], atol=2e-4, rtol=0)
     assert not torch.allclose(found[0], logits(gemma(), ids), atol=2e-2, rtol=0)

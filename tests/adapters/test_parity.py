@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from adapters.steps import adapt, logits
+from adapters.steps import adapt, logits, sgd_steps
 from milora.adapters import SpectralLinear
 
 R, ALPHA = 8, 16
@@ -40,11 +40,7 @@ def test_training_goes_where_pefts_goes(base, ids, method):
     """After SGD steps, whose path does not depend on the signs of singular vectors, the logits agree."""
     found = []
     for model in (adapt(base(), method, r=R, lora_alpha=ALPHA, lora_dropout=0.0), peft_twin(base(), method)):
-        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
-        for _ in range(4):
-            model(input_ids=ids, labels=ids).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        sgd_steps(model, ids)
         found.append(logits(model, ids))
     assert torch.allclose(found[0], found[1], atol=2e-4, rtol=0)
     assert not torch.allclose(found[0], logits(base(), ids), atol=2e-2, rtol=0)
@@ -55,9 +51,7 @@ def test_milora_and_pissa_move_the_weight_inside_their_subspaces(base, ids):
     share = {}
     for method in ("milora", "pissa"):
         model = adapt(base(), method, r=R, lora_dropout=0.0)
-        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-        model(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
+        sgd_steps(model, ids, steps=1, lr=0.1)
         layer = model.get_submodule("base_model.model.model.layers.1.mlp.down_proj")
         U, _, Vh = torch.linalg.svd(layer.base_layer.weight.detach())
         dW = layer.get_delta_weight("default")

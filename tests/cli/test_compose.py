@@ -74,6 +74,10 @@ def test_what_is_refused(experts, tiny_llama, rows, tmp_path, capsys):
     assert "got 'a b', allowed numbers" in refused(capsys, *experts, "--weights", "a b", "--output", output)
     missing = refused(capsys, *experts, "--validation", rows, "--output", output)
     assert "model_name_or_path: got none, needed to find weights" in missing
+    magnitude = tmp_path / "magnitude"
+    adapt(AutoModelForCausalLM.from_pretrained(tiny_llama), "svf", magnitude=True).save_pretrained(magnitude)
+    searched = ("--validation", rows, "--iterations", 10**9, *base)  # refused before the search, or this never ends
+    assert "has a magnitude" in refused(capsys, experts[0], magnitude, *searched, "--output", output)
     test_split = rows.rename(tmp_path / "gsm8k_test.jsonl")
     said = refused(capsys, *experts, "--validation", test_split, *base, "--output", output)
     assert "allowed rows that no result is reported on" in said

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from milora.errors import MiloraError
 from milora.methods.core import Banded, Dense, Diagonal, Scattered, band_positions, band_size
 
 
@@ -63,3 +64,19 @@ def test_banded_never_builds_the_square(monkeypatch):
     Banded(q, d).apply(torch.ones(band_size(q, d)), torch.ones(2, q))
     assert largest
     assert all(torch.Size(shape).numel() < q * 60 for shape in largest)
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        (torch.zeros(2, 2), r"got \(2, 2\) torch.float32, allowed \(2, 2\) whole numbers"),
+        (torch.zeros(2, 3, dtype=torch.int32), r"got \(2, 3\) torch.int32"),
+        (torch.tensor([[0, 1], [0, 5]]), "got 0 to 5, allowed 0 to 4"),
+        (torch.tensor([[0, -1], [0, 1]]), "got -1 to 1"),
+        (torch.tensor([[3, 3], [4, 4]]), "got 1 positions twice"),
+    ],
+)
+def test_positions_that_cannot_be_are_refused(indices, message):
+    Scattered(5, 2).check(torch.tensor([[0, 4], [4, 0]]))
+    with pytest.raises(MiloraError, match=message):
+        Scattered(5, 2).check(indices)

@@ -10,13 +10,15 @@ from typing import Any, cast
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import get_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from milora.adapters.config import SpectralConfig
+from milora.adapters.layer import SpectralLinear
 from milora.adapters.saved_config import CONFIG, read_config
 from milora.errors import MiloraError
+from milora.methods.core import Scattered
 from milora.models.checkpoint import check_safetensors, is_local
 from milora.models.quantised import prepare_quantised
 from milora.models.targets import matching_name
@@ -75,17 +77,22 @@ def load_adapter(
         return PeftModel.from_pretrained(model, str(adapter), is_trainable=is_trainable)
     folder = Path(adapter).expanduser()
     check_adapter(folder)
-    config = read_config(folder)
-    if isinstance(config, SpectralConfig):
-        config.any_base = force
     try:
-        loaded = PeftModel.from_pretrained(model, str(folder), config=config, is_trainable=is_trainable)
+        loaded = PeftModel.from_pretrained(model, str(folder), config=_config(folder, force), is_trainable=is_trainable)
     except MiloraError:
         raise
     except _REFUSALS as error:
         raise MiloraError(f"adapter {folder}: does not fit the model ({_first_difference(error)})") from error
     _check_names(loaded, folder)
+    _check_positions(loaded, folder)
     return loaded
+
+
+def _config(folder: Path, force: bool) -> PeftConfig:
+    config = read_config(folder)
+    if isinstance(config, SpectralConfig):
+        config.any_base = force
+    return config
 
 
 def check_adapter(folder: Path) -> None:
@@ -139,6 +146,17 @@ def _check_names(model: PeftModel, folder: Path) -> None:
         raise MiloraError(f"adapter: {folder / WEIGHTS} {what} ({len(missing)} missing, {len(extra)} left over)")
 
 
+def _check_positions(model: PeftModel, folder: Path) -> None:
+    """The positions of a scattered core come out of the file, and are looked up with."""
+    for module in model.modules():
+        for name, (_, _, core) in module.declared.items() if isinstance(module, SpectralLinear) else ():
+            if isinstance(core, Scattered):
+                try:
+                    core.check(cast(Any, module.spectral_indices)[name])
+                except MiloraError as error:
+                    raise MiloraError(f"adapter: {folder / WEIGHTS}: {error}") from error
+
+
 def _first_difference(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if "size mismatch" in line), lines[0] if lines else type(error).__name__)
@@ -157,11 +175,12 @@ def load_mixture(
     Raises:
         MiloraError: see `load_adapter`; an adapter that is not of this package.
     """
-    loaded = load_adapter(model, adapters[0], force=force)
     names = ["default", *(f"adapter_{i}" for i in range(1, len(adapters)))]
-    for name, folder in zip(names[1:], adapters[1:], strict=True):
-        check_adapter(Path(folder))
-        loaded.load_adapter(str(folder), adapter_name=name)
+    loaded = load_adapter(model, adapters[0], force=force)
+    for name, folder in zip(names[1:], map(Path, adapters[1:]), strict=True):
+        check_adapter(folder)
+        loaded.add_adapter(name, _config(folder, force))
+        set_peft_model_state_dict(loaded, dict(_tensors(folder)), adapter_name=name)
     if not all(isinstance(config, SpectralConfig) for config in loaded.peft_config.values()):
         raise MiloraError("adapters: got one of PEFT's own, allowed adapters of milora; milora import brings it in")
     cast(Any, loaded.base_model).set_adapter(names)

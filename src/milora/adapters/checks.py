@@ -14,6 +14,8 @@ from milora.adapters.experts import SpectralExperts
 from milora.adapters.layer import SpectralLinear
 from milora.errors import MiloraError
 from milora.methods import get_method
+from milora.models.digest import Digest
+from milora.models.fingerprint import fingerprint
 from milora.models.targets import matching_pattern
 
 
@@ -42,6 +44,27 @@ def check_targets(targets: Mapping[str, nn.Module], config: SpectralConfig) -> N
         if q > min(out, in_):
             raise MiloraError(f"{key}: got {q} for {name} ({out} x {in_}), allowed 1 to {min(out, in_)}")
         method.core(q, choice)
+
+
+def check_fingerprint(
+    config: SpectralConfig,
+    digests: Mapping[str, Digest],
+    hint: str = "--force (load_adapter(..., force=True)) loads it all the same",
+) -> None:
+    """Compare a base with the one that a saved adapter was made on; both must be of one precision class.
+
+    Args:
+        config: the saved adapter's configuration.
+        digests: of the base's targeted weights, by the modules' names.
+        hint: what may be done about it.
+
+    Raises:
+        MiloraError: the weights have other values.
+    """
+    found = fingerprint(sorted(digests.items()))
+    if config.base_fingerprint != found:
+        made_on = config.base_fingerprint
+        raise MiloraError(f"adapter: it was made on a base with fingerprint {made_on}, this base has {found}; {hint}")
 
 
 def warn_of_dead_triplets(model: nn.Module, adapter_name: str) -> None:

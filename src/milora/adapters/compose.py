@@ -15,26 +15,20 @@ a plain LoRA whose rank is the sum of theirs. What is not linear in its paramete
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from milora.adapters.attach import WEIGHTS
 from milora.adapters.compose_sum import summed
 from milora.adapters.config import SpectralConfig
-from milora.adapters.delta import INSIDE, AdapterFile
-from milora.adapters.export import check_free, lora_config, lora_names
-from milora.adapters.saved_config import CONFIG
+from milora.adapters.delta import AdapterFile
+from milora.adapters.export import check_free, lora_config, named_pairs, write_adapter
 from milora.errors import MiloraError
 from milora.methods import get_method
-from milora.models.atomic import replacing
 
 ALIKE = 1e-5  # relative; frozen factors that were computed twice differ by rounding
 
@@ -80,12 +74,9 @@ def compose(
             different bases, an adapter that is not linear in its parameters, trained biases or whole modules.
     """
     target = Path(output).expanduser()
-    check_free(target, overwrite)
-    check_weights(len(adapters), weights)
-    files = [AdapterFile(adapter, base=model_name_or_path) for adapter in adapters]
-    for file in files:
-        _check_linear(file)
-    _check_one_base(files, force)
+    files = composable(adapters, target, model_name_or_path=model_name_or_path, overwrite=overwrite, force=force)
+    if len(weights) != len(files) or not all(math.isfinite(w) for w in weights):
+        raise MiloraError(f"weights: got {list(weights)}, allowed {len(files)} finite numbers")
     if _agree(files):
         config, tensors = summed(files, weights)
         done, fields = Composed(target, "sum", config.method), config.to_dict()
@@ -95,20 +86,27 @@ def compose(
         lora = lora_config(files[0], rank, None if model_name_or_path is None else str(model_name_or_path))
         fields = lora.to_dict() | {"target_modules": sorted({m for f in files for m in f.modules})}
         fields |= {"exclude_modules": None, "layers_to_transform": None, "layers_pattern": None}
-    with replacing(target) as temporary:
-        temporary.mkdir()
-        save_file({n: t.contiguous() for n, t in tensors.items()}, temporary / WEIGHTS, metadata={"format": "pt"})
-        plain: dict[str, Any] = {k: sorted(v) if isinstance(v, set) else v for k, v in fields.items()}  # pyright: ignore
-        (temporary / CONFIG).write_text(json.dumps(plain, indent=2, sort_keys=True), encoding="utf-8")
+    write_adapter(target, tensors, fields)
     return done
 
 
-def check_weights(count: int, weights: Sequence[float]) -> None:
-    """Two adapters at least, and one finite weight for each."""
-    if count < 2:
-        raise MiloraError(f"adapters: got {count}, allowed two or more")
-    if len(weights) != count or not all(math.isfinite(w) for w in weights):
-        raise MiloraError(f"weights: got {list(weights)}, allowed {count} finite numbers")
+def composable(
+    adapters: Sequence[str | Path],
+    output: str | Path,
+    *,
+    model_name_or_path: str | Path | None = None,
+    overwrite: bool = False,
+    force: bool = False,
+) -> list[AdapterFile]:
+    """The files of adapters that can be added up, whatever the weights; arguments and errors are those of `compose`."""
+    check_free(Path(output).expanduser(), overwrite)
+    if len(adapters) < 2:
+        raise MiloraError(f"adapters: got {len(adapters)}, allowed two or more")
+    files = [AdapterFile(adapter, base=model_name_or_path) for adapter in adapters]
+    for file in files:
+        _check_linear(file)
+    _check_one_base(files, force)
+    return files
 
 
 def _check_linear(file: AdapterFile) -> None:
@@ -164,10 +162,4 @@ def side_by_side(files: Sequence[AdapterFile], weights: Sequence[float]) -> tupl
             Q.append(delta.Q)
     joined = {m: (torch.cat(P, dim=1), torch.cat(Q)) for m, (P, Q) in pairs.items()}
     rank = max(A.shape[0] for _, A in joined.values())
-    tensors: dict[str, Tensor] = {}
-    for module, (B, A) in joined.items():
-        padding = rank - A.shape[0]
-        name_B, name_A = lora_names(any(module in file.embeddings for file in files))
-        tensors[f"{INSIDE}{module}.{name_B}"] = torch.nn.functional.pad(B, (0, padding))
-        tensors[f"{INSIDE}{module}.{name_A}"] = torch.nn.functional.pad(A, (0, 0, 0, padding))
-    return tensors, rank
+    return named_pairs(joined, rank, {m for file in files for m in file.embeddings}), rank

@@ -36,7 +36,7 @@ def summed(files: Sequence[AdapterFile], weights: Sequence[float]) -> tuple[Spec
     config.as_published = config.as_published and config.method == "lora_xs"
     positions = {m: [_positions(f, c, m) for f, c in zip(files, configs, strict=True)] for m in numbers}
     if any(not torch.equal(p, of_each[0]) for of_each in positions.values() for p in of_each[1:]):
-        _unite(config, tensors, positions, numbers, scales)
+        _unite(config, tensors, {m: _q(files[0], m) for m in numbers}, positions, numbers, scales)
     else:
         trained = "dR" if get_method(config.method).trains == frozenset("R") else "C"
         for m, each in numbers.items():
@@ -74,6 +74,7 @@ def _q(file: AdapterFile, module: str) -> int:
 def _unite(
     config: SpectralConfig,
     tensors: dict[str, dict[str, Tensor]],
+    widths: dict[str, int],
     positions: dict[str, list[Tensor]],
     numbers: dict[str, list[Tensor]],
     scales: dict[str, list[float]],
@@ -82,7 +83,7 @@ def _unite(
     union = {m: torch.cat(each).unique() for m, each in positions.items()}
     config.pattern, config.d, config.entries = "random", 0, max(len(flat) for flat in union.values())
     for m, flat in union.items():
-        q = tensors[m]["L0"].shape[1]
+        q = widths[m]
         if config.entries > q * q:
             raise MiloraError(f"patterns: got {config.entries} positions together, allowed {q * q} in {m}")
         free = torch.ones(q * q, dtype=torch.bool)

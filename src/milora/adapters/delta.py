@@ -23,10 +23,11 @@ from milora.adapters.attach import WEIGHTS, check_adapter
 from milora.adapters.config import SpectralConfig
 from milora.adapters.expert_export import Stacks, read_stacks, stacked_factor
 from milora.adapters.registration import PREFIX
-from milora.adapters.saved_bases import SavedBases, check_indices
+from milora.adapters.saved_bases import SavedBases
 from milora.adapters.saved_config import CONFIG, read_config
 from milora.errors import MiloraError
 from milora.methods import Bracket, get_method
+from milora.methods.core import Scattered
 from milora.models.targets import matching_pattern
 
 INSIDE = "base_model.model."  # what PEFT puts before a module's name
@@ -95,10 +96,9 @@ def spectral_delta(parts: Mapping[str, Tensor], config: SpectralConfig, module: 
     if config.magnitude:
         raise MiloraError("has a magnitude, whose change is no product of factors; allowed with it: --to merged")
     method, choice = get_method(config.method), config.choice(module)
-    inner = method.trains & {"L", "C"}
     scattered = "C" in method.trains and choice.pattern in ("random", "top_k")
-    wanted = {"L0", *({"R0"} if inner else ()), *("C" if f == "C" else f"d{f}" for f in method.trains)}
-    wanted |= {"indices"} if scattered else set()
+    wanted = {"L0", *("C" if f == "C" else f"d{f}" for f in method.trains)}
+    wanted |= ({"R0"} if method.trains & {"L", "C"} else set()) | ({"indices"} if scattered else set())
     if set(parts) != wanted:
         raise MiloraError(f"got the factors {', '.join(sorted(parts))}, allowed {', '.join(sorted(wanted))}")
     L0, R0 = parts["L0"], parts.get("R0")
@@ -106,17 +106,17 @@ def spectral_delta(parts: Mapping[str, Tensor], config: SpectralConfig, module: 
     for changed, start in (("dL", L0), ("dR", R0)):
         if changed in parts and start is not None and parts[changed].shape != start.shape:
             raise MiloraError(f"{changed} {tuple(parts[changed].shape)}, allowed {tuple(start.shape)}")
-    q = L0.shape[1]
-    core, C = method.core(q, choice), parts.get("C")
+    q, C = L0.shape[1], parts.get("C")
+    core = method.core(q, choice)
     if core is None or C is None or R0 is None:
         bracket = Bracket(choice.scale, L0, R0, parts.get("dL"), parts.get("dR"))
         return Delta(bracket.terms(), bracket.scale)
     if C.shape != (method.core_numbers(q, choice),):
-        raise MiloraError(f"C {tuple(C.shape)}, allowed {(method.core_numbers(q, choice),)}")
-    if scattered:
-        check_indices(parts["indices"], q, core.size)
-    c = method.values(C, R0, choice)
-    return Delta(Bracket(choice.scale, L0, R0, core=core, c=c, indices=parts.get("indices")).terms(), choice.scale)
+        raise MiloraError(f"C {tuple(C.shape)}, allowed ({method.core_numbers(q, choice)},)")
+    if isinstance(core, Scattered):
+        core.check(parts["indices"])
+    bracket = Bracket(choice.scale, L0, R0, core=core, c=method.values(C, R0, choice), indices=parts.get("indices"))
+    return Delta(bracket.terms(), bracket.scale)
 
 
 def lora_delta(parts: Mapping[str, Tensor], scale: float) -> Delta:
@@ -158,7 +158,6 @@ class AdapterFile:
         check_adapter(self.folder)
         self.config = read_config(self.folder) if config is None else config
         split, self._delta = _kind(self.config, self.folder)
-        self._bases = SavedBases(self.config, base)
         parts: dict[str, dict[str, str]] = {}
         self._stacks: dict[tuple[str, str], dict[str, str]] = {}
         self.others: list[str] = []
@@ -179,6 +178,7 @@ class AdapterFile:
             raise MiloraError(f"adapter: {self.folder / WEIGHTS} holds no factors")
         self._keys = parts
         self.modules = list(parts)
+        self._bases = SavedBases(self.config, self.modules, base)
         self.fused = [".".join(where) for where in self._stacks]
         named = self.config.embedding_modules if isinstance(self.config, SpectralConfig) else None
         self.embeddings = {module for module in self.modules if module in (named or ())}

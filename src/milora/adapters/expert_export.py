@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from milora.adapters.config import SpectralConfig
-from milora.adapters.experts import joined
+from milora.adapters.experts import stacked_pair
 from milora.errors import MiloraError
 
 _STACKED = re.compile(r"(dL|dR|L0|R0)_(.+)")
@@ -62,7 +62,7 @@ def read_stacks(keys: Mapping[tuple[str, str], Mapping[str, str]], read: Callabl
 
 def stacked_rank(factors: Mapping[str, Tensor]) -> int:
     """The rank of a stack as LoRA."""
-    return joined(factors)[1].shape[-2]
+    return stacked_pair(factors)[1].shape[-2]
 
 
 def stacked_lora(stacks: Stacks, config: SpectralConfig, rank: int) -> dict[str, Tensor]:
@@ -71,7 +71,7 @@ def stacked_lora(stacks: Stacks, config: SpectralConfig, rank: int) -> dict[str,
     for (module, parameter), factors in stacks.items():
         of_module = sorted((p for m, p in stacks if m == module), key=lambda p, m=module: _place(f"{m}.{p}", config))
         path = module + ".base_layer" * (len(of_module) - 1 - of_module.index(parameter))
-        B, A = joined(factors)  # (experts, out, q), (experts, q, in)
+        B, A = stacked_pair(factors)  # (experts, out, q), (experts, q, in)
         padding = rank - A.shape[-2]
         B = F.pad(config.scale(f"{module}.{parameter}") * B, (0, padding))
         A = F.pad(A, (0, 0, 0, padding))

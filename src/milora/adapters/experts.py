@@ -20,7 +20,7 @@ from torch.func import functional_call
 from milora.adapters.config import SpectralConfig
 from milora.adapters.frozen import FrozenFactors
 from milora.errors import MiloraError
-from milora.methods import Factors, get_method
+from milora.methods import Bracket, Factors, get_method
 
 _TRAINED, _FROZEN = ("dL", "dR"), ("L0", "R0")
 
@@ -139,7 +139,7 @@ class SpectralExperts(nn.Module, BaseTunerLayer):
             )
         self._awaiting[parameter].discard(name)
         factors = {f: self._of(f, parameter)[name] for f in (*_TRAINED, *_FROZEN) if name in self._of(f, parameter)}
-        B, A = joined(factors)
+        B, A = stacked_pair(factors)
         return self.scaling[name] * self.scales[name][parameter] * B, A
 
     @torch.no_grad()
@@ -179,9 +179,6 @@ class SpectralExperts(nn.Module, BaseTunerLayer):
         return "spectral." + super().__repr__()
 
 
-def joined(factors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """[L0 + dL, dL] (..., out, 2r) and [dR; R0] (..., 2r, in); L0 and dR alone where only R trains."""
-    if "dL" not in factors:
-        return factors["L0"], factors["dR"]
-    B = torch.cat([factors["L0"] + factors["dL"], factors["dL"]], dim=-1)
-    return B, torch.cat([factors["dR"], factors["R0"]], dim=-2)
+def stacked_pair(factors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """P (experts, out, q) and Q (experts, q, in) of every expert's bracket; q = 2r, or r where only R trains."""
+    return Bracket(1.0, factors["L0"], factors.get("R0"), factors.get("dL"), factors["dR"]).pair()

@@ -10,6 +10,7 @@ rank, B A is the best approximation of that rank (`milora.adapters.truncate`).
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,11 +103,7 @@ def write_lora(
     config = lora_config(file, common, model_name_or_path)
     found = limits(config, file.modules, tied)
     refuse(found, readers)
-    with replacing(target) as temporary:
-        temporary.mkdir()
-        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
-        fields = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}  # pyright: ignore
-        (temporary / CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True), encoding="utf-8")
+    write_adapter(target, tensors, config.to_dict())
     return Exported(target, common, errors, found)
 
 
@@ -144,20 +141,38 @@ def lora_tensors(file: AdapterFile, rank: int | None = None) -> tuple[dict[str, 
         file.refuse_fused("--rank")
     stacks = file.stacks()
     common = max([A.shape[0] for _, A in pairs.values()] + [stacked_rank(factors) for factors in stacks.values()])
-    tensors = {name: file.tensor(name) for name in file.others}
-    for module, (B, A) in pairs.items():
-        padding = common - A.shape[0]
-        name_B, name_A = lora_names(module in file.embeddings)
-        tensors[f"{INSIDE}{module}.{name_B}"] = torch.nn.functional.pad(B, (0, padding)).contiguous()
-        tensors[f"{INSIDE}{module}.{name_A}"] = torch.nn.functional.pad(A, (0, 0, 0, padding)).contiguous()
+    tensors = {name: file.tensor(name) for name in file.others} | named_pairs(pairs, common, file.embeddings)
     if isinstance(file.config, SpectralConfig):
         tensors |= {f"{INSIDE}{name}": tensor for name, tensor in stacked_lora(stacks, file.config, common).items()}
     return tensors, common, errors
 
 
-def lora_names(embedding: bool) -> tuple[str, str]:
-    """PEFT's names of B and A in a file."""
-    return ("lora_embedding_B", "lora_embedding_A") if embedding else ("lora_B.weight", "lora_A.weight")
+def named_pairs(
+    pairs: Mapping[str, tuple[Tensor, Tensor]], rank: int, embeddings: Collection[str]
+) -> dict[str, Tensor]:
+    """B (out, k) and A (k, in) of each module by PEFT's names, padded with zeros to one rank."""
+    tensors: dict[str, Tensor] = {}
+    for module, (B, A) in pairs.items():
+        padding = rank - A.shape[0]
+        B, A = torch.nn.functional.pad(B, (0, padding)), torch.nn.functional.pad(A, (0, 0, 0, padding))
+        names = ("lora_embedding_B", "lora_embedding_A") if module in embeddings else ("lora_B.weight", "lora_A.weight")
+        tensors |= {f"{INSIDE}{module}.{name}": t.contiguous() for name, t in zip(names, (B, A), strict=True)}
+    return tensors
+
+
+def write_adapter(target: Path, tensors: Mapping[str, Tensor], fields: Mapping[str, Any]) -> None:
+    """Write an adapter's folder, whole or not at all.
+
+    Args:
+        target: the folder.
+        tensors: by their names in the file.
+        fields: of the configuration; sets become sorted lists.
+    """
+    with replacing(target) as temporary:
+        temporary.mkdir()
+        save_file({n: t.contiguous() for n, t in tensors.items()}, temporary / WEIGHTS, metadata={"format": "pt"})
+        plain = {name: sorted(value) if isinstance(value, set) else value for name, value in fields.items()}
+        (temporary / CONFIG).write_text(json.dumps(plain, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def check_fits(file: AdapterFile, model_name_or_path: str | Path) -> nn.Module:

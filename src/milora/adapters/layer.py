@@ -143,7 +143,9 @@ class SpectralLinear(nn.Module, Mergeable):
     def fill_bases(self, adapter_name: str, factors: Factors) -> None:
         """Put L0 and R0 where a saved adapter without them left shapes."""
         dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
-        for held, factor in ((self.basis_L0, factors.L0), (self.basis_R0, cast(Tensor, factors.R0))):
+        for held, factor in ((self.basis_L0, factors.L0), (self.basis_R0, factors.R0)):
+            if factor is None:
+                continue
             value = nn.Parameter(_owned(factor, dtype=dtype, device=self.weight.device), requires_grad=False)
             held._parameters[adapter_name] = value  # PEFT makes a shape of what is assigned in the usual way
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from milora.adapters.attach import load_adapter
+from milora.adapters.export import check_free
 from milora.adapters.merge_shards import MAX_SHARD_SIZE, NotStreamable, merge_shards
 from milora.adapters.tied import check_not_tied
-from milora.errors import MiloraError
 from milora.models.atomic import replacing
 from milora.models.load import load_model, load_tokenizer
 
@@ -66,19 +66,12 @@ def merge_adapter(
     Raises:
         MiloraError: see `load_model` and `load_adapter`; `output` exists; an adapted weight is tied to another.
     """
-    target = check_output(output, overwrite)
+    target = Path(output).expanduser()
+    check_free(target, overwrite)
     model = load_adapter(load_model(model_name_or_path, dtype=dtype), adapter, force=force)
     check_not_tied(model)
     merged = model.merge_and_unload(safe_merge=True)
     with replacing(target) as temporary:
         merged.save_pretrained(temporary)
         load_tokenizer(model_name_or_path).save_pretrained(temporary)
-    return target
-
-
-def check_output(output: str | Path, overwrite: bool) -> Path:
-    """The folder to write; a MiloraError where it stands already and is not to be replaced."""
-    target = Path(output).expanduser()
-    if target.exists() and not overwrite:
-        raise MiloraError(f"output: {target} exists, allowed a new folder, or --overwrite")
     return target

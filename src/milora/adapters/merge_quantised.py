@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from milora.adapters.attach import load_adapter
-from milora.adapters.merge import check_output, merge_adapter
+from milora.adapters.export import check_free
+from milora.adapters.merge import merge_adapter
 from milora.adapters.quantised import base_of
 from milora.adapters.tied import check_not_tied
 from milora.errors import MiloraError
@@ -107,7 +108,8 @@ def merge_quantised(
     Raises:
         MiloraError: see `load_model` and `load_adapter`; `output` exists; a text of less than two tokens.
     """
-    target = check_output(output, overwrite)
+    target = Path(output).expanduser()
+    check_free(target, overwrite)
     model = load_adapter(load_model(model_name_or_path, dtype=dtype, quantization=quantization), adapter, force=force)
     tokenizer = load_tokenizer(model_name_or_path)
     ids = None if text is None else _tokens(tokenizer, text)

@@ -21,7 +21,7 @@ from peft.utils import (
 from torch import nn
 
 from milora.adapters.base_layers import is_linear
-from milora.adapters.checks import check_targets, warn_of_dead_triplets
+from milora.adapters.checks import check_fingerprint, check_targets, warn_of_dead_triplets
 from milora.adapters.config import SpectralConfig
 from milora.adapters.embedding import embeddings_among, layer_class
 from milora.adapters.expert_stacks import adapt_stacks, expert_matrices, warn_of_frozen_experts
@@ -77,16 +77,17 @@ class SpectralModel(BaseTuner):
             warn_of_tied_weights(model, targets)
             digests = _check_base(targets, config)
             config.embedding_modules = embeddings_among(targets)
-            if not config.saved and not low_cpu_mem_usage:
-                originals = original_weights(model, targets, config)
-                self._factors = all_factors(_on_a_device(targets), config, digests, originals)
+            anew = not config.saved and not low_cpu_mem_usage
             bases = config.saved and not config.keeps_bases
-            originals = original_weights(model, targets, config) if bases else None
-            factors = all_factors(_on_a_device(targets), config, digests, originals) if bases else {}
+            made: dict[str, Factors] = {}
+            if anew or bases:
+                originals = original_weights(model, targets, config)
+                made = all_factors(_on_a_device(targets), config, digests, originals)
+            self._factors = made if anew else None
             with _no_collection():
                 super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
-            for name, made in factors.items():
-                cast(SpectralLinear, model.get_submodule(name)).fill_bases(adapter_name, made)
+            for name, factors in made.items() if bases else ():
+                cast(SpectralLinear, model.get_submodule(name)).fill_bases(adapter_name, factors)
         except MiloraError:
             self.peft_config.pop(adapter_name, None)
             raise
@@ -258,18 +259,14 @@ def _check_base(targets: dict[str, nn.Module], config: SpectralConfig) -> dict[s
     bases = [base_of(t) for t in targets.values()]
     quantised = {quantization_of(b) for b in bases if not isinstance(b, nn.Embedding)} - {None}
     here = precision(dtypes, "+".join(sorted(map(str, quantised))))
-    found = fingerprint(digests.items())
-    if config.saved and not config.any_base and config.base_precision == here and config.base_fingerprint != found:
-        raise MiloraError(
-            f"adapter: it was made on a base with fingerprint {config.base_fingerprint}, this base has {found};"
-            " --force (load_adapter(..., force=True)) loads it all the same"
-        )
+    if config.saved and not config.any_base and config.base_precision == here:
+        check_fingerprint(config, digests)
     if config.saved and config.base_precision != here:
         warnings.warn(
             f"the adapter was made on a {config.base_precision} base, this one is {here}: not compared", stacklevel=2
         )
     if not config.saved:
-        config.base_fingerprint, config.base_precision = found, here
+        config.base_fingerprint, config.base_precision = fingerprint(digests.items()), here
     return digests
 
 

@@ -21,19 +21,17 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from safetensors.torch import save_file
 from torch import Tensor
 
-from milora.adapters.attach import WEIGHTS, check_adapter
+from milora.adapters.attach import check_adapter
 from milora.adapters.config import SpectralConfig
 from milora.adapters.delta import INSIDE, AdapterFile
-from milora.adapters.export import check_free
+from milora.adapters.export import check_free, write_adapter
 from milora.adapters.registration import PREFIX
 from milora.adapters.saved_config import CONFIG, read_config
 from milora.adapters.start import layer_factors
 from milora.decompositions import Digest, default_store
 from milora.errors import MiloraError
-from milora.models.atomic import replacing
 from milora.models.digest import weight_digest
 from milora.models.fingerprint import fingerprint, precision
 from milora.models.targets import matching_name
@@ -98,10 +96,7 @@ def import_adapter(
         tensors |= {f"{INSIDE}{module}.{PREFIX}{name}": t.contiguous() for name, t in factors.items()}
     settings.base_fingerprint = fingerprint(sorted(digests.items()))
     settings.base_precision = precision(weight.torch_dtype for weight in weights.values())
-    with replacing(target) as temporary:
-        temporary.mkdir()
-        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
-        settings.save_pretrained(str(temporary))
+    write_adapter(target, tensors, settings.to_dict())
     return Imported(target, settings.method, "L and R" if pissa else "R (PEFT's A); PEFT's B is frozen", distance)
 
 

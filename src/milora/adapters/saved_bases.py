@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from peft import PeftConfig
 from torch import Tensor
 
+from milora.adapters.checks import check_fingerprint
 from milora.adapters.config import SpectralConfig
 from milora.adapters.start import layer_factors
 from milora.decompositions import default_store
 from milora.errors import MiloraError
+from milora.models.digest import weight_digest
+from milora.models.fingerprint import precision
 from milora.models.weights import LinearWeight, linear_weights
 
 
@@ -21,18 +24,19 @@ class SavedBases:
 
     Args:
         config: its configuration.
+        modules: the modules that it adapts.
         base: its base model; None is the one that the configuration names.
     """
 
-    def __init__(self, config: PeftConfig, base: str | Path | None) -> None:
-        self.config = config
+    def __init__(self, config: PeftConfig, modules: Sequence[str], base: str | Path | None) -> None:
+        self.config, self.modules = config, modules
         self.base = base or config.base_model_name_or_path
 
     def of(self, module: str) -> dict[str, Tensor]:
         """L0 and R0 of a module by their names; nothing where the adapter's file holds them.
 
         Raises:
-            MiloraError: the base is not at hand, or has no such weight.
+            MiloraError: the base is not at hand, has no such weight, or is another than the adapter was made on.
         """
         if not isinstance(self.config, SpectralConfig) or self.config.keeps_bases:
             return {}
@@ -50,21 +54,9 @@ class SavedBases:
     @cached_property
     def _weights(self) -> dict[str, LinearWeight]:
         assert isinstance(self.config, SpectralConfig) and self.base is not None
-        targets = self.config.target_modules
-        wanted = targets if isinstance(targets, str) else sorted(targets or ())
-        return {weight.name: weight for weight in linear_weights(self.base, wanted).weights}
-
-
-def check_indices(indices: Tensor, q: int, size: int) -> None:
-    """Positions of a scattered core (2, size): whole numbers from 0 to q - 1, none twice.
-
-    Raises:
-        MiloraError: they are not.
-    """
-    if indices.shape != (2, size) or indices.is_floating_point():
-        raise MiloraError(f"indices: got {tuple(indices.shape)} {indices.dtype}, allowed {(2, size)} whole numbers")
-    if bool((indices < 0).any()) or bool((indices >= q).any()):
-        raise MiloraError(f"indices: got {int(indices.min())} to {int(indices.max())}, allowed 0 to {q - 1}")
-    flat = indices[0].to(torch.int64) * q + indices[1]
-    if len(flat.unique()) < size:
-        raise MiloraError(f"indices: got {size - len(flat.unique())} positions twice, allowed each once")
+        found = {weight.name: weight for weight in linear_weights(self.base, list(self.modules)).weights}
+        here = precision(weight.torch_dtype for weight in found.values())
+        if here == self.config.base_precision and set(found) == set(self.modules):
+            digests = {name: weight_digest(weight.load()) for name, weight in found.items()}
+            check_fingerprint(self.config, digests, "its L0 and R0 can be made of that base alone")
+        return found

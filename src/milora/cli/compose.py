@@ -33,6 +33,7 @@ def compose(
     overwrite: Overwrite = False,
 ) -> None:
     """Write the weighted sum of adapters; the weights are given, or found on validation rows."""
+    from milora.adapters.compose import composable
     from milora.adapters.compose import compose as write
 
     show: Output = context.obj
@@ -48,6 +49,7 @@ def compose(
 
         if model_name_or_path is None:
             raise MiloraError("model_name_or_path: got none, needed to find weights on rows")
+        composable(folders, output, model_name_or_path=model_name_or_path, overwrite=overwrite, force=force)
         found = find_weights(
             folders, model_name_or_path, validation, dataset_format=dataset_format, rows=rows, iterations=iterations,
             seed=seed, force=force,

@@ -60,7 +60,7 @@ class Bracket:
         if self.dL is None:
             return self.L0, self.dR
         assert self.R0 is not None
-        return torch.cat([self.L0 + self.dL, self.dL], dim=1), torch.cat([self.dR, self.R0])
+        return joined(self.L0, self.R0, self.dL, self.dR)
 
     def __call__(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
         """s P Q x."""
@@ -86,6 +86,11 @@ class Bracket:
         return sum(P @ Q for P, Q in self.terms()) * self.scale  # pyright: ignore[reportReturnType]
 
 
+def joined(L0: Tensor, R0: Tensor, dL: Tensor, dR: Tensor) -> tuple[Tensor, Tensor]:
+    """P = [L0 + dL, dL] (..., out, 2r) and Q = [dR; R0] (..., 2r, in)."""
+    return torch.cat([L0 + dL, dL], dim=-1), torch.cat([dR, R0], dim=-2)
+
+
 class _Pair(torch.autograd.Function):
     """s [L0 + dL, dL] [dR; R0] x, with no gradient worked out for what is frozen.
 
@@ -95,21 +100,22 @@ class _Pair(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, L0: Tensor, R0: Tensor, dL: Tensor, dR: Tensor, s: float) -> Tensor:
-        z = F.linear(x, torch.cat([dR, R0])) * s  # (..., 2r)
+        P, Q = joined(L0, R0, dL, dR)
+        z = F.linear(x, Q) * s  # (..., 2r)
         ctx.save_for_backward(x, z, L0, R0, dL, dR)
         ctx.s = s
-        return F.linear(z, torch.cat([L0 + dL, dL], dim=1))
+        return F.linear(z, P)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, z, L0, R0, dL, dR = ctx.saved_tensors
         r, flat = dL.shape[1], g.reshape(-1, g.shape[-1])
         # Under autocast the products were taken in a lower precision than the factors have.
-        P = torch.cat([L0 + dL, dL], dim=1).to(g.dtype)
+        P, Q = (factor.to(g.dtype) for factor in joined(L0, R0, dL, dR))
         gz = (flat @ P) * ctx.s  # (n, 2r)
         gx = gdL = gdR = None
         if ctx.needs_input_grad[0]:
-            gx = (gz @ torch.cat([dR, R0]).to(g.dtype)).view_as(x).to(x.dtype)
+            gx = (gz @ Q).view_as(x).to(x.dtype)
         if ctx.needs_input_grad[3]:
             gdL = (flat.T @ (z[..., :r] + z[..., r:]).reshape(-1, r).to(g.dtype)).to(dL.dtype)
         if ctx.needs_input_grad[4]:

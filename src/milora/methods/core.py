@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from milora.errors import MiloraError
+
 
 class Core(Protocol):
     """The shape of C (q, q) and how its numbers `c` (size,) stand in it."""
@@ -124,6 +126,21 @@ class Scattered:
 
     q: int
     size: int
+
+    def check(self, indices: Tensor) -> None:
+        """Refuse positions other than `size` pairs of whole numbers from 0 to q - 1, none twice.
+
+        Raises:
+            MiloraError: they are that.
+        """
+        if indices.shape != (2, self.size) or indices.is_floating_point():
+            got = f"{tuple(indices.shape)} {indices.dtype}"
+            raise MiloraError(f"indices: got {got}, allowed {(2, self.size)} whole numbers")
+        if bool((indices < 0).any()) or bool((indices >= self.q).any()):
+            raise MiloraError(f"indices: got {int(indices.min())} to {int(indices.max())}, allowed 0 to {self.q - 1}")
+        twice = self.size - len((indices[0].to(torch.int64) * self.q + indices[1]).unique())
+        if twice:
+            raise MiloraError(f"indices: got {twice} positions twice, allowed each once")
 
     def apply(self, c: Tensor, z: Tensor, indices: Tensor | None = None) -> Tensor:
         """C z. C is filled in first: one (q, q) product is faster than gathering that many scattered numbers."""
