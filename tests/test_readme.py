@@ -50,11 +50,12 @@ def test_commands_run(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "known.txt").write_text("The sea is wide and the sky is high. " * 30)
     instead = {MODEL: str(tiny_llama), "arc_easy": "milora_questions", "wikitext-103": "known.txt"}
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("milora ")]
-    assert len(commands) == 4
+    assert len(commands) == 6
     assert all(any(named in command for command in commands) for named in instead)
     for command in commands:
         assert main([instead.get(word, word) for word in shlex.split(command)[1:]]) == 0, capsys.readouterr().err
-    for file in ("out/eval/results.json", "out/forgetting.json", "out-lora/adapter_model.safetensors"):
+    for file in ("out/eval/results.json", "out/forgetting.json", "out-lora/adapter_model.safetensors",
+                 "out-4bit/adapter_config.json", "out-merged/model.safetensors"):  # fmt: skip
         assert (tmp_path / file).is_file()
     assert "milora_questions" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 

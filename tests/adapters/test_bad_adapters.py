@@ -17,9 +17,10 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from adapters.steps import adapt
-from milora.adapters import load_adapter
+from milora.adapters import SpectralConfig, load_adapter
 from milora.adapters.agreement import shared_copy
 from milora.adapters.export import write_lora
+from milora.adapters.saved_config import _TYPES
 from milora.cli.app import main
 from milora.errors import MiloraError
 
@@ -367,3 +368,8 @@ def test_ten_thousand_damaged_adapters(specimens):
     judged, refused = fuzz(specimens, 10_000)
     print(f"{judged} damaged adapters, {refused} refused in one line")
     assert judged >= 10_000 and refused > judged / 2
+
+
+def test_every_field_of_our_configuration_has_a_type():
+    """A field that is added without one would let any JSON value through to where it is used."""
+    assert set(SpectralConfig.__dataclass_fields__) <= set(_TYPES)

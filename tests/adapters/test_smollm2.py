@@ -12,22 +12,14 @@ from transformers import AutoModelForCausalLM
 
 from adapters.steps import adapt, logits, train_steps
 from milora.adapters import SpectralLinear, export_lora
-from milora.decompositions import Store, using
 from milora.demo import stock_peft
-from milora.methods import METHODS
+from milora.methods import METHODS, Choice
 
 pytestmark = pytest.mark.slow
 R = 32
 IDS = torch.randint(5, 40000, (2, 16), generator=torch.Generator().manual_seed(0))
 # Another order of rounding through 30 layers, on logits around 20, as a mean over all logits, in float32.
 ROUNDING = 1e-4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_decomposition_serves_all_methods(tmp_path_factory):
-    """Decompose each weight once for the whole module: what is tested here is what is made of it."""
-    with using(Store(tmp_path_factory.mktemp("store"))):
-        yield
 
 
 def fresh(smollm2, dtype):
@@ -59,7 +51,7 @@ def test_the_laws_hold(smollm2, tmp_path, method, dtype):
     assert torch.equal(logits(adapted.eval(), IDS), before)
     # 3: the count is the formula's
     trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    assert trainable == sum(METHODS[method].count(m.out_features, m.in_features, R) for m in layers)
+    assert trainable == sum(METHODS[method].count(m.out_features, m.in_features, Choice(R, 1.0)) for m in layers)
     train_steps(adapted, IDS, steps=2, lr=1e-3)
     trained = logits(adapted, IDS)
     assert float((trained - before).abs().max()) > 0.1

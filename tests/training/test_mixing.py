@@ -40,6 +40,19 @@ def test_it_starts_in_the_middle_and_stays_within_bounds():
     assert found.weights == [1.0, 1.0]
 
 
+def test_the_best_so_far_stays_in_the_population():
+    """With an elite of one, a start that is never beaten is all that is drawn from then on."""
+    asked: list[list[float]] = []
+
+    def unbeaten(a: list[float]) -> float:
+        asked.append(a)
+        return float(len(asked) == 1)
+
+    cross_entropy_method(unbeaten, 2, iterations=2, generator=seeded(), population=4, elite=0.25)
+    assert asked[4:] == [[0.5, 0.5]] * 3
+    assert [0.5, 0.5] not in asked[1:4]
+
+
 def test_a_mixture_without_a_score_is_never_chosen():
     found = cross_entropy_method(
         lambda a: math.nan if a[0] > 0.4 else a[0], 2, iterations=10, generator=seeded(), population=16

@@ -55,6 +55,9 @@ _TYPES: dict[str, Any] = {
     "save_bases": bool | None,
     "drop_base": bool,
     "decompose_from": str,
+    "target_parameters": list[str] | None,
+    "embedding_modules": list[str] | None,
+    "method": str,
 }
 _ADAPTERS = {name: TypeAdapter(kind) for name, kind in _TYPES.items()}
 _SAID = {float | None: "a number", _NAMES: "a list of names or an expression", list[str] | None: "a list of names"}

@@ -72,4 +72,4 @@ def check_safetensors(file: Path) -> None:
         with safe_open(file, framework="pt") as handle:
             handle.keys()
     except (SafetensorError, OSError, ValueError) as error:
-        raise MiloraError(f"weights: {file} is broken or truncated ({error})") from error
+        raise MiloraError(f"weights: {file} is broken or truncated ({' '.join(str(error).split())})") from error
