@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -23,7 +24,7 @@ from milora.analysis.update_spectrum import decompose, effective_rank
 from milora.decompositions import Store, default_store
 from milora.decompositions.store import StoredDecomposition
 from milora.errors import MiloraError
-from milora.linalg import Decomposition
+from milora.linalg import SVD, Decomposition
 from milora.linalg.arithmetic import exact
 
 DEFAULT_R = 32
@@ -115,8 +116,11 @@ def measure(
     """
     r = min(r, *W.shape)
     parts = Decomposition(W) if store is None else StoredDecomposition(W, store, module)
-    of_W = {"top": parts.top(r), "bottom": parts.bottom(r),
-            "random": parts.take(random_indices(len(parts), r, module, seed))}  # fmt: skip
+    of_W = {
+        "top": _in_rows(parts.top(r)),
+        "bottom": _in_rows(parts.bottom(r)),
+        "random": _in_rows(parts.take(random_indices(len(parts), r, module, seed))),
+    }
     update = decompose(dW, r, W.dtype)
     return {
         "module": module,
@@ -131,6 +135,11 @@ def measure(
         "effective_rank": effective_rank(update.S),
         "intruders": intruder_dimensions(W, dW, known=of_W["top"].U),
     }
+
+
+def _in_rows(part: SVD) -> SVD:
+    # What was just computed lies in columns, what was read in rows, and products of them differ in the last bit.
+    return replace(part, U=part.U.contiguous(), Vh=part.Vh.contiguous())
 
 
 def summary(modules: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
