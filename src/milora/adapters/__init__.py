@@ -15,6 +15,7 @@ from milora.adapters.merge import merge_adapter
 from milora.adapters.merge_quantised import MergeCost, merge_quantised
 from milora.adapters.model import SpectralModel
 from milora.adapters.quantised import decomposed_from
+from milora.adapters.strip import strip
 
 registration.register(SpectralConfig, SpectralModel)
 
@@ -33,4 +34,5 @@ __all__ = [
     "merge_quantised",
     "method_names",
     "peft_config",
+    "strip",
 ]
