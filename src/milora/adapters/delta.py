@@ -32,7 +32,7 @@ from milora.models.targets import matching_pattern
 
 INSIDE = "base_model.model."  # what PEFT puts before a module's name
 # Starts that leave the base weights alone, so that the saved tensors are the whole change.
-_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ def _kind(config: PeftConfig, folder: Path) -> tuple[_Split, Callable[[Mapping[s
 def not_plain(config: LoraConfig) -> str:
     """Why a LoRA adapter's change is not s B A on the untouched base, or nothing."""
     start = config.init_lora_weights
-    if start not in _PLAIN_STARTS:
+    if start not in PLAIN_STARTS:
         return (
             f"init_lora_weights is {start!r}, which rewrites the base weights, so that its tensors alone are not its"
             " change; milora import brings PiSSA in, PEFT's path_initial_model_for_weight_conversion makes it a LoRA"

@@ -14,7 +14,7 @@ What trains on afterwards: of mica R alone (PEFT's A; its B stays as it is), of 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from milora.adapters.attach import check_adapter
 from milora.adapters.config import SpectralConfig
-from milora.adapters.delta import INSIDE, AdapterFile
+from milora.adapters.delta import INSIDE, AdapterFile, Delta, spectral_delta
 from milora.adapters.export import check_free, write_adapter
 from milora.adapters.registration import PREFIX
 from milora.adapters.saved_config import CONFIG, read_config
@@ -98,6 +98,22 @@ def import_adapter(
     settings.base_precision = precision(weight.torch_dtype for weight in weights.values())
     write_adapter(target, tensors, settings.to_dict())
     return Imported(target, settings.method, "L and R" if pissa else "R (PEFT's A); PEFT's B is frozen", distance)
+
+
+def pissa_file(folder: Path, model_name_or_path: str | Path) -> tuple[AdapterFile, Callable[[str, Tensor], Delta]]:
+    """A PiSSA adapter of PEFT's, and what it makes of a module's base weight: s (B A - B0 A0), B0 A0 made again.
+
+    Raises:
+        MiloraError: no plain PiSSA adapter there, or one whose start cannot be made again.
+    """
+    file, pissa = _read(folder)
+    _check_start(file, pissa, None)
+    settings = _settings(file, "pissa", model_name_or_path)
+
+    def delta(module: str, W: Tensor) -> Delta:  # (out, in)
+        return spectral_delta(_pissa(file.parts(module), W, settings, module, None)[0], settings, module)
+
+    return file, delta
 
 
 def _read(folder: Path) -> tuple[AdapterFile, bool]:

@@ -1,9 +1,7 @@
 """The best approximation of an adapter's change in fewer ranks, from its factors; the dense change is never made.
 
-    P = Q_P R_P,  Q^T = Q_Q R_Q,  R_P R_Q^T = U S V^T     =>     P Q = (Q_P U) S (Q_Q V)^T
-
-is a singular value decomposition of the change, in float64. Its q largest triplets are the best approximation of rank q
-(Eckart & Young 1936), and what is left out has the Frobenius norm (sum_{i > q} S_i^2)^1/2.
+The q largest triplets of P Q = U S V^T, computed from the factors in float64 (`milora.linalg.factored`), are the best
+approximation of rank q (Eckart & Young 1936), and what is left out has the Frobenius norm (sum_{i > q} S_i^2)^1/2.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 
 from milora.adapters.delta import Delta
+from milora.linalg.factored import factored_svd
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,10 @@ def truncated(delta: Delta, q: int, module: str = "") -> tuple[Tensor, Tensor, L
         between them; and what was left out.
     """
     wide = Delta(tuple((P.double(), Q.double()) for P, Q in delta.terms), delta.scale)
-    left, R_left = torch.linalg.qr(wide.P)  # (out, k'), (k', rank)
-    right, R_right = torch.linalg.qr(wide.Q.T)  # (in, k''), (k'', rank)
-    U, S, Vh = torch.linalg.svd(R_left @ R_right.T, full_matrices=False)
+    U, S, Vh = factored_svd(wide.P, wide.Q)
     root = S[:q].sqrt()
-    B = (left @ U[:, :q]) * root  # (out, k)
-    A = root[:, None] * (Vh[:q] @ right.T)  # (k, in)
+    B = U[:, :q] * root  # (out, k)
+    A = root[:, None] * Vh[:q]  # (k, in)
     norm, error = (float(torch.linalg.vector_norm(part)) for part in (S, S[q:]))
     return B.float(), A.float(), LayerError(module, delta.rank, norm, error)
 

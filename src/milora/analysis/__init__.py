@@ -1,6 +1,8 @@
 """Measurements of a tuned model beside its scores."""
 
+from milora.analysis.analyse import analyse
 from milora.analysis.forgetting import Forgetting, forgetting
 from milora.analysis.texts import read_text
+from milora.models.changes import checkpoint_changes
 
-__all__ = ["Forgetting", "forgetting", "read_text"]
+__all__ = ["Forgetting", "analyse", "checkpoint_changes", "forgetting", "read_text"]

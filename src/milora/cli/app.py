@@ -15,6 +15,7 @@ import typer
 
 from milora import __version__
 from milora.cli import (
+    analyse,
     cache,
     compose,
     decompose,
@@ -46,6 +47,7 @@ app = typer.Typer(
 app.command("train", **train.SETTINGS)(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("forgetting")(forgetting.forgetting)
+app.command("analyse")(analyse.analyse)
 app.command("export")(export.export)
 app.command("merge")(merge.merge)
 app.command("import")(importing.import_)

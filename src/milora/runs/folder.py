@@ -14,6 +14,7 @@
     eval/TASK.base.jsonl        every completion, of the base and of the tuned model
     eval/TASK.tuned.jsonl
     forgetting.json             cross-entropy against the base model's own distribution, floor and KL
+    analysis.json               where in the weights the changes lie, and how large they are
 
 Overwriting deletes these and nothing else that lies in the folder.
 """
@@ -36,7 +37,7 @@ MARK = "# The resolved recipe of a milora run.\n"
 
 WRITTEN = (
     "provenance.json", "metrics.jsonl", "README.md", "adapter_config.json", "adapter_model.safetensors",
-    "adapter", "model", "checkpoint-*", "runs", "eval", "forgetting.json", "recipe.yaml",
+    "adapter", "model", "checkpoint-*", "runs", "eval", "forgetting.json", "analysis.json", "recipe.yaml",
 )  # fmt: skip
 
 # Keys that decide what is shown, measured afterwards or kept, and not one bit of the weights.
@@ -65,6 +66,7 @@ class RunFolder:
         self.eval = self.path / "eval"
         self.eval_results_file = self.eval / "results.json"
         self.forgetting_file = self.path / "forgetting.json"
+        self.analysis_file = self.path / "analysis.json"
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
@@ -127,8 +129,8 @@ class RunFolder:
         return read_json(self.provenance_file)
 
     def results(self) -> dict[str, Any]:
-        """Read what was measured: ``eval`` and ``forgetting``, each only if its file is there."""
-        files = {"eval": self.eval_results_file, "forgetting": self.forgetting_file}
+        """Read what was measured: ``eval``, ``forgetting`` and ``analysis``, each only if its file is there."""
+        files = {"eval": self.eval_results_file, "forgetting": self.forgetting_file, "analysis": self.analysis_file}
         return {name: read_json(file) for name, file in files.items() if file.is_file()}
 
     def own_adapter(self) -> Path:
