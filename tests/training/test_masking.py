@@ -161,3 +161,16 @@ def test_messages_need_a_chat_template(tiny_llama):
     bare.chat_template = None
     with pytest.raises(MiloraError, match="without a chat template"):
         tokenise(Dataset.from_list(CHAT), bare, loss_on="completion", max_length=None)
+
+
+def test_shorter_rows_are_left_out(tiny_llama):
+    from transformers import AutoTokenizer
+
+    examples = Dataset.from_list([{"prompt": "ab", "completion": "c" * n} for n in (1, 5, 9)])
+    settings = {"loss_on": "completion", "max_length": None}
+    rows, lengths = tokenise(examples, AutoTokenizer.from_pretrained(tiny_llama), min_length=8, **settings)
+    assert [len(ids) for ids in rows["input_ids"]] == [8, 12]
+    assert (lengths.rows, lengths.kept, lengths.short, lengths.dropped) == (3, 2, 1, 1)
+    assert lengths.remarks("truncate", None) == ["1 of 3 rows are shorter than the least length and were dropped"]
+    with pytest.raises(MiloraError, match="got 0 rows of 3 of 99 tokens or more"):
+        tokenise(examples, AutoTokenizer.from_pretrained(tiny_llama), min_length=99, **settings)

@@ -17,6 +17,7 @@ from milora.adapters.merge import merge_adapter
 from milora.adapters.merge_quantised import MergeCost, merge_quantised
 from milora.adapters.model import SpectralModel
 from milora.adapters.quantised import decomposed_from
+from milora.adapters.strip import strip
 
 registration.register(SpectralConfig, SpectralModel)
 
@@ -36,5 +37,6 @@ __all__ = [
     "method_names",
     "model_changes",
     "peft_config",
+    "strip",
     "weight_changes",
 ]

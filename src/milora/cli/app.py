@@ -17,6 +17,7 @@ from milora import __version__
 from milora.cli import (
     analyse,
     cache,
+    compare,
     compose,
     decompose,
     demo,
@@ -46,6 +47,7 @@ app = typer.Typer(
 )
 app.command("train", **train.SETTINGS)(train.train)
 app.command("eval")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.command("forgetting")(forgetting.forgetting)
 app.command("analyse")(analyse.analyse)
 app.command("export")(export.export)

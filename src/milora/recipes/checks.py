@@ -18,6 +18,8 @@ SCHEDULERS = (
 
 TRACKERS = ("none", "tensorboard")
 
+VALIDATION_DATA = ("val_set_size", "eval_dataset", "eval_split", "eval_dataset_limit")
+
 QUANTISATION = ("quantization", "load_in_4bit", "load_in_8bit")
 
 # Keys that say nothing to a method.
@@ -101,6 +103,8 @@ def validation(v: SimpleNamespace) -> Iterator[str]:
         yield f"val_set_size: got {v.val_set_size} with eval_dataset, allowed one of them"
     if v.eval_split != "train" and not v.eval_dataset:
         yield f"eval_split: got {v.eval_split!r} without eval_dataset, allowed with it"
+    if v.eval_dataset_limit and not v.eval_dataset:
+        yield f"eval_dataset_limit: got {v.eval_dataset_limit} without eval_dataset, allowed with it"
     if isinstance(v.val_set_size, float) and v.val_set_size >= 1:
         yield f"val_set_size: got {v.val_set_size}, allowed a whole number of rows or a share below 1"
     if not (v.val_set_size or v.eval_dataset):
@@ -136,6 +140,8 @@ def length(v: SimpleNamespace) -> Iterator[str]:
     """How long a run and a block are."""
     if v.max_steps == 0:
         yield "max_steps: got 0, allowed a positive number, or -1 for num_train_epochs"
+    if v.min_length and v.max_length and v.min_length > v.max_length:
+        yield f"min_length: got {v.min_length} with max_length {v.max_length}, allowed no more than that"
     if v.packing and v.max_length is None:
         yield "packing: got true without max_length, which is the size of a block"
     if isinstance(v.warmup_steps, float) and v.warmup_steps >= 1 and not v.warmup_steps.is_integer():
@@ -150,10 +156,10 @@ CHECKS: tuple[tuple[Check, tuple[str, ...]], ...] = (
     (quantisation, ("gguf_file", *QUANTISATION)),
     (names, ("dataset_format", "prompt_template", "lr_scheduler_type")),
     (trackers, ("report_to",)),
-    (validation, ("val_set_size", "eval_dataset", "eval_split", "load_best_model_at_end", "eval_strategy")),
+    (validation, (*VALIDATION_DATA, "load_best_model_at_end", "eval_strategy")),
     (intervals, ("eval_strategy", "eval_steps", "save_strategy", "save_steps")),
     (best_checkpoint, ("load_best_model_at_end", "eval_strategy", "save_strategy", "eval_steps", "save_steps")),
-    (length, ("max_steps", "packing", "max_length", "warmup_steps")),
+    (length, ("max_steps", "packing", "min_length", "max_length", "warmup_steps")),
 )
 
 

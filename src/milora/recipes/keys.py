@@ -68,6 +68,8 @@ class DataKeys(BaseModel):
     val_set_size: int | float = Field(0, ge=0, description="validation rows split off: a number, or a share below 1")
     eval_dataset: str | None = Field(None, description="validation data, in the same format, in place of a split")
     eval_split: str = Field("train", description="split of eval_dataset, or a slice of it")
+    eval_dataset_limit: int | None = Field(None, gt=0, description="use this many of its rows: the first that are kept")
+    min_length: int | None = Field(None, gt=0, description="leave shorter rows out, in tokens")
     max_length: int | None = Field(None, gt=0, description="longest row in tokens; the model's context if unset")
     overlong: Literal["truncate", "drop", "error"] = Field("truncate", description="what a longer row does")
     packing: bool = Field(False, description="pack rows into blocks of max_length")

@@ -40,7 +40,8 @@ class Lengths:
     """What tokenising a data set met; lengths are in tokens.
 
     ``overlong`` rows are longer than ``limit``, ``over_context`` rows longer than the model's context,
-    ``dropped`` rows were left out, ``merged`` rows have a token across the end of the prompt.
+    ``short`` rows are shorter than the least length, ``dropped`` rows were left out (the short ones among them),
+    ``merged`` rows have a token across the end of the prompt.
     """
 
     rows: int
@@ -49,6 +50,7 @@ class Lengths:
     limit: int | None
     overlong: int
     over_context: int
+    short: int
     dropped: int
     merged: int
     tokens: int
@@ -71,8 +73,10 @@ class Lengths:
                 f"{self.overlong} of {self.rows} rows are longer than {self.limit} tokens "
                 f"(longest {self.longest}) and were {done}"
             )
-        if self.dropped > self.overlong:
-            said.append(f"{self.dropped - self.overlong} rows without any token to train on were dropped")
+        if self.short:
+            said.append(f"{self.short} of {self.rows} rows are shorter than the least length and were dropped")
+        if self.dropped > self.overlong + self.short:
+            said.append(f"{self.dropped - self.overlong - self.short} rows without any token to train on were dropped")
         if self.merged:
             said.append(f"in {self.merged} of {self.rows} rows a token spans the end of the prompt; it is trained")
         return said
@@ -84,6 +88,7 @@ def tokenise(
     *,
     loss_on: str,
     max_length: int | None,
+    min_length: int | None = None,
     overlong: str = "truncate",
     context: int | None = None,
     name: str = "dataset",
@@ -95,6 +100,7 @@ def tokenise(
         loss_on: ``completion`` labels answers only; ``all`` labels every token. Text has no prompt: all of it is
             labelled either way.
         max_length: longest row in tokens; the model's ``context`` bounds it further.
+        min_length: shorter rows are left out.
         overlong: ``truncate`` cuts the end of longer rows, ``drop`` leaves them out, ``error`` refuses them.
         context: the model's ``max_position_embeddings``, if it has one.
         name: how errors call the data set.
@@ -117,28 +123,39 @@ def tokenise(
         load_from_cache_file=False,
     )
     lengths: list[int] = list(encoded["length"])
-    trained: list[int] = list(encoded["trained"])
     too_long = [i for i, length in enumerate(lengths) if limit and length > limit]
     if too_long and overlong == "error":
         raise MiloraError(
             f"{name}: {len(too_long)} of {len(lengths)} rows are too long, first row {too_long[0] + 1} "
             f"of the rows drawn: got {lengths[too_long[0]]} tokens, allowed {limit}"
         )
-    kept = _kept_rows(trained, set(too_long), overlong, name, limit)
-    report = Lengths(
+    short = {i for i, length in enumerate(lengths) if length < (min_length or 0)}
+    kept = [i for i in _kept_rows(list(encoded["trained"]), set(too_long), overlong, name, limit) if i not in short]
+    if not kept:
+        raise MiloraError(f"{name}: got 0 rows of {len(lengths)} of {min_length} tokens or more, allowed at least 1")
+    dataset = encoded.select_columns(["input_ids", "labels"])
+    report = _report(encoded, kept, limit=limit, context=context, overlong=len(too_long), short=len(short))
+    return (dataset if len(kept) == len(dataset) else dataset.select(kept)), report
+
+
+def _report(
+    encoded: Dataset, kept: Sequence[int], *, limit: int | None, context: int | None, overlong: int, short: int
+) -> Lengths:
+    lengths: list[int] = list(encoded["length"])
+    trained: list[int] = list(encoded["trained"])
+    return Lengths(
         rows=len(lengths),
         kept=len(kept),
         longest=max(lengths),
         limit=limit,
-        overlong=len(too_long),
+        overlong=overlong,
         over_context=sum(bool(context) and length > context for length in lengths),
+        short=short,
         dropped=len(lengths) - len(kept),
         merged=sum(encoded["merged"]),
         tokens=sum(min(lengths[i], limit or lengths[i]) for i in kept),
         trained_tokens=sum(trained[i] for i in kept),
     )
-    dataset = encoded.select_columns(["input_ids", "labels"])
-    return (dataset if len(kept) == len(dataset) else dataset.select(kept)), report
 
 
 def _kept_rows(counts: Sequence[int], too_long: set[int], overlong: str, name: str, limit: int | None) -> list[int]:

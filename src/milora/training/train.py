@@ -1,54 +1,44 @@
 """A recipe becomes a run folder."""
 
-import logging
 import shutil
 import time
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import datasets
-from datasets import Dataset
 from rich.console import Console
 from transformers import PrinterCallback, set_seed
-from transformers.utils import logging as transformers_logging
 from trl.trainer.sft_config import SFTConfig
 
 from milora.adapters import attach, decomposed_from, peft_config
-from milora.data import data_hash, load_examples, split_validation
 from milora.decompositions.workers import Rank
 from milora.errors import MiloraError
 from milora.models.fingerprint import model_fingerprint
-from milora.models.load import load_config, load_model, load_tokenizer
+from milora.models.load import load_model, load_tokenizer
 from milora.models.quantised import number_count
 from milora.recipes.schema import Recipe
 from milora.runs import RunFolder, keep_metrics_up_to, model_card, provenance
 from milora.training import adalora
 from milora.training.arguments import optimiser_steps, sft_arguments
 from milora.training.checkpoints import newest_complete, step_of
-from milora.training.masking import Lengths, tokenise
+from milora.training.data import Data, load_data
 from milora.training.progress import MetricsWriter, ProgressLine, StopOnNonFiniteLoss
+from milora.training.quiet import quiet_libraries
 from milora.training.saving import disk_full_in_one_line, save_result
+from milora.training.shared_base import SharedBase
 from milora.training.spread import is_spread, whole_state
 from milora.training.summary import summary
 from milora.training.trainer import RunTrainer
 
 
-@dataclass
-class Data:
-    """Token ids and labels to train and to validate on, and what is worth knowing about them."""
-
-    train: Dataset
-    validation: Dataset | None
-    lengths: dict[str, Lengths]  # by data set, for provenance
-    sha256: str
-
-
 def train(
-    recipe: Recipe, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+    base: SharedBase | None = None,
 ) -> RunFolder:
     """Fine-tune a model by a recipe.
 
@@ -58,6 +48,8 @@ def train(
             weights at the end are those of a run that was never stopped, to the last bit.
         overwrite: replace the run in ``output_dir``.
         console: where progress and the summary go; None keeps quiet.
+        base: a loaded base model that the run borrows and gives back as it was; a run that it does not serve (full
+            fine-tuning, another base) loads its own.
 
     Returns:
         The run folder: adapter, recipe, provenance, metrics and model card.
@@ -71,9 +63,10 @@ def train(
     if console is None or Rank.of_environment().rank > 0:  # of several processes the first one speaks
         console = Console(quiet=True)
     started = time.monotonic()
-    with _quiet_libraries(recipe), disk_full_in_one_line(run.path):
+    borrowed = base.lent() if base is not None and base.serves(recipe) else nullcontext()
+    with quiet_libraries(adalora=recipe.method == "adalora"), disk_full_in_one_line(run.path), borrowed as model:
         with _removed_unless_started(run):
-            trainer, record = _build(recipe, run, console)
+            trainer, record = _build(recipe, run, console, model)
             # Of several processes the first one writes, and all of them find the folder as it leaves it.
             if trainer.is_world_process_zero():
                 if resume:
@@ -94,17 +87,17 @@ def train(
     return run
 
 
-def _build(recipe: Recipe, run: RunFolder, console: Console) -> tuple[RunTrainer, dict[str, Any]]:
+def _build(recipe: Recipe, run: RunFolder, console: Console, model: Any = None) -> tuple[RunTrainer, dict[str, Any]]:
     """Read and check everything; returns the trainer and what goes into provenance.json."""
     # PEFT draws the start of some adapters from the global generator.
     set_seed(recipe.seed)
     tokenizer = load_tokenizer(
         recipe.model_name_or_path, trust_remote_code=recipe.trust_remote_code, gguf_file=recipe.gguf_file
     )
-    data = _load_data(recipe, tokenizer, console)
+    data = load_data(recipe, tokenizer, console)
     # Before the model is read: they join the processes that may have to share it.
     arguments = sft_arguments(recipe, run, has_eval=data.validation is not None, limit=data.lengths["dataset"].limit)
-    model = _load_model(recipe, console)
+    model = _load_model(recipe, console) if model is None else model
     record = provenance(seeds={"seed": recipe.seed}, data_hash=data.sha256, base_fingerprint=model_fingerprint(model))
     model = _attach(recipe, model, arguments, len(data.train), console)
     trainable, total = _count(model)
@@ -127,46 +120,6 @@ def _load_model(recipe: Recipe, console: Console) -> Any:
             gguf_file=recipe.gguf_file,
             quantization=recipe.base_quantization,
         )
-
-
-def _load_data(recipe: Recipe, tokenizer: Any, console: Console) -> Data:
-    config = load_config(
-        recipe.model_name_or_path, trust_remote_code=recipe.trust_remote_code, gguf_file=recipe.gguf_file
-    )
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    lengths: dict[str, Lengths] = {}
-
-    def read(key: str, dataset: str, split: str, limit: int | None) -> tuple[Dataset, Dataset]:
-        examples = load_examples(
-            dataset,
-            format=recipe.dataset_format,
-            split=split,
-            template=recipe.prompt_template,
-            limit=limit,
-            seed=recipe.seed,
-            empty_rows=recipe.empty_rows,
-        )
-        # Before validation rows are split off, so that an error can number a row among all that were drawn.
-        rows, lengths[key] = tokenise(
-            examples,
-            tokenizer,
-            loss_on=recipe.loss_on,
-            max_length=recipe.max_length,
-            overlong=recipe.overlong,
-            context=context,
-            name=key,
-        )
-        for remark in lengths[key].remarks(recipe.overlong, context):
-            console.print(f"{key}: {remark}", style="yellow", highlight=False)
-        return examples, rows
-
-    with console.status(f"reading {recipe.dataset}"):
-        examples, rows = read("dataset", recipe.dataset, recipe.dataset_split, recipe.dataset_limit)
-        if recipe.eval_dataset:
-            validation = read("eval_dataset", recipe.eval_dataset, recipe.eval_split, None)[1]
-        else:
-            rows, validation = split_validation(rows, recipe.val_set_size, recipe.seed)
-        return Data(rows, validation, lengths, data_hash(examples))
 
 
 def _attach(recipe: Recipe, model: Any, arguments: SFTConfig, rows: int, console: Console) -> Any:
@@ -250,33 +203,3 @@ def _removed_unless_started(run: RunFolder) -> Iterator[None]:
         if not existed:
             shutil.rmtree(run.path, ignore_errors=True)
         raise
-
-
-@contextmanager
-def _quiet_libraries(recipe: Recipe) -> Iterator[None]:
-    # datasets draws a bar for every pass over the rows and transformers one for each file it reads or writes; the
-    # console says what is going on. A caller who had them on gets them back.
-    rows, files = datasets.is_progress_bar_enabled(), transformers_logging.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    transformers_logging.disable_progress_bar()
-    checkpoints = logging.getLogger("transformers.trainer_utils")
-    checkpoints.addFilter(_not_about_mtime)
-    try:
-        with warnings.catch_warnings():
-            # PEFT asks transformers by a deprecated name; nobody who trains can do anything about it.
-            warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
-            if recipe.method == "adalora":
-                # PEFT takes a layer whose last triplet is pruned for a sharded one that was not gathered.
-                warnings.filterwarnings("ignore", r".*LoRA tensor\(s\) have invalid shape")
-            yield
-    finally:
-        checkpoints.removeFilter(_not_about_mtime)
-        if rows:
-            datasets.enable_progress_bars()
-        if files:
-            transformers_logging.enable_progress_bar()
-
-
-def _not_about_mtime(record: logging.LogRecord) -> bool:
-    # Checkpoints written within a second are sorted by their numbers, which is right; the warning blames the disk.
-    return "mtime may not be reliable" not in record.getMessage()

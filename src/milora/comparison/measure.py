@@ -1,0 +1,228 @@
+"""What is measured of a run, and of the base model: validation loss, forgetting, weight changes, tasks.
+
+Everything goes into the run folder, beside what training wrote:
+
+    measured.json     {"settings": what was asked, "steps": [{"step", "validation_loss", "forgetting"}],
+                       "validation_rows": the losses row by row at the end}
+    analysis.json     the change of each weight
+    forgetting.json   forgetting at the end, as `milora forgetting` writes it
+    eval/             tasks, base and tuned side by side
+
+The base model's own lie in `base/` of the comparison, `base/VARIANT/` where there are several variants: eval/, and
+measured.json with its validation loss {"by_seed": {seed: {"validation_loss", "rows"}}}.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from milora.adapters import load_adapter
+from milora.analysis import forgetting, read_text
+from milora.comparison.grid import Grid, Measure
+from milora.comparison.plan import Job
+from milora.comparison.validation import mean_loss, row_losses
+from milora.errors import MiloraError
+from milora.evaluation import evaluate, evaluate_base_and_tuned, write_results
+from milora.models.load import load_model, load_tokenizer
+from milora.recipes.schema import Recipe
+from milora.runs import RunFolder, refresh_card
+from milora.runs.folder import read_json, write_json
+from milora.training.data import load_data
+from milora.training.shared_base import SharedBase
+
+MEASURED = "measured.json"
+
+
+@dataclass
+class Bench:
+    """What measuring needs besides a run, read once for all of them.
+
+    Attributes:
+        grid: what is measured.
+        base_folder: variant to the folder of the base model's measurements.
+    """
+
+    grid: Grid
+    base_folder: dict[str, Path]
+    _texts: dict[str, str] = field(default_factory=dict)
+    _rows: dict[str, Any] = field(default_factory=dict)
+    _tokenizers: dict[str, Any] = field(default_factory=dict)
+
+    def tokenizer(self, recipe: Recipe) -> Any:
+        """The tokenizer of a recipe's model."""
+        name = recipe.model_name_or_path
+        if name not in self._tokenizers:
+            self._tokenizers[name] = load_tokenizer(
+                name, trust_remote_code=recipe.trust_remote_code, gguf_file=recipe.gguf_file
+            )
+        return self._tokenizers[name]
+
+    def rows(self, recipe: Recipe) -> Any:
+        """The validation rows of a recipe, tokenised; None where it has none."""
+        # A split of the training rows is drawn with the seed; an own data set is the same for every run.
+        keys = ("model_name_or_path", "dataset", "dataset_split", "dataset_limit", "dataset_format", "prompt_template",
+                "eval_dataset", "eval_split", "eval_dataset_limit", "min_length", "max_length", "overlong", "loss_on",
+                "val_set_size", "empty_rows")  # fmt: skip
+        name = json.dumps([*(getattr(recipe, key) for key in keys), None if recipe.eval_dataset else recipe.seed])
+        if name not in self._rows:
+            self._rows[name] = load_data(recipe, self.tokenizer(recipe), Console(quiet=True)).validation
+        return self._rows[name]
+
+    def text(self, source: str) -> str:
+        """The text on which forgetting is measured."""
+        if source not in self._texts:
+            self._texts[source] = read_text(source)
+        return self._texts[source]
+
+
+def is_measured(run: RunFolder, settings: dict[str, Any]) -> bool:
+    """Whether what is asked for was measured already."""
+    return read_json(run.path / MEASURED).get("settings") == settings
+
+
+def settings_of(measure: Measure, *, whole: bool) -> dict[str, Any]:
+    """What decides the measurements of a run, as measured.json names it."""
+    return measure.model_dump(mode="json") if whole else {"validation": measure.validation}
+
+
+def measure_run(job: Job, bench: Bench, base: SharedBase) -> None:
+    """Measure a finished run, at every step that is asked for and at the end.
+
+    Raises:
+        MiloraError: a checkpoint that is to be measured is not there, or what a measurement raises.
+    """
+    run, measure = RunFolder(job.recipe.output_dir), bench.grid.measure
+    last = _last_step(run)
+    steps = sorted({*(measure.at if job.measured else ()), last})
+    rows: list[dict[str, Any]] = []
+    losses: list[dict[str, float]] | None = None
+    for step in steps:
+        with tuned_at(run, None if step == last else step, job.recipe, base) as (model, base_model):
+            row, losses = _at_step(model, base_model, job, bench)
+            rows.append({"step": step, **row})
+            if step == last and job.measured:
+                _at_the_end(model, base_model, job, bench, run)
+    if job.measured and rows[-1]["forgetting"] is not None and measure.forgetting is not None:
+        write_json(run.forgetting_file, {"text": Path(measure.forgetting.text).name, **rows[-1]["forgetting"]})
+    record = {"settings": settings_of(measure, whole=job.measured), "steps": rows, "validation_rows": losses}
+    write_json(run.path / MEASURED, record)
+    refresh_card(run)
+
+
+def measure_base(job: Job, bench: Bench, base: SharedBase) -> None:
+    """Measure the base model on what its runs are measured on; the same measurements are not done again.
+
+    Where validation rows are split off the training rows, each seed has its own, and the base its loss on each.
+    """
+    folder, measure = bench.base_folder[job.cell.variant.label], bench.grid.measure
+    settings = {**settings_of(measure, whole=True), "seeds": bench.grid.seeds, "model": job.recipe.model_name_or_path}
+    if read_json(folder / MEASURED).get("settings") == settings:
+        return
+    model, tokenizer = base.model.eval(), bench.tokenizer(job.recipe)
+    by_seed: dict[str, Any] = {}
+    for seed in bench.grid.seeds:
+        of_seed = replace(job, seed=seed, recipe=job.recipe.model_copy(update={"seed": seed}))
+        same = job.recipe.eval_dataset and by_seed
+        losses = next(iter(by_seed.values()))["rows"] if same else _losses(model, of_seed, bench)
+        if losses is not None:
+            by_seed[str(seed)] = {"validation_loss": mean_loss(losses), "rows": losses}
+    if measure.tasks:
+        write_results(folder / "eval", evaluate(model, tokenizer, measure.tasks, **_task_settings(measure)))
+    write_json(folder / MEASURED, {"settings": settings, "by_seed": by_seed})
+
+
+@contextmanager
+def tuned_at(run: RunFolder, step: int | None, recipe: Recipe, base: SharedBase) -> Iterator[tuple[Any, Any]]:
+    """Yield the model of a run at a step (None: at its end), and its base where no adapter can be disabled.
+
+    Raises:
+        MiloraError: there is no checkpoint of that step.
+    """
+    folder = run.path / f"checkpoint-{step}" if step is not None else None
+    if folder is not None and not folder.is_dir():
+        raise MiloraError(f"measure.at: {run.path} holds no checkpoint of step {step}")
+    if recipe.method == "full":
+        where = {"dtype": recipe.base_dtype, "device": recipe.device, "trust_remote_code": recipe.trust_remote_code}
+        yield load_model(str(folder or run.model), **where), base.model
+        return
+    if not base.serves(recipe):
+        with SharedBase(recipe).lent() as model:
+            yield load_adapter(model, folder or run.own_adapter()), None
+        return
+    with base.lent() as model:
+        yield load_adapter(model, folder or run.own_adapter()), None
+
+
+Losses = list[dict[str, float]] | None
+
+
+def _at_step(model: Any, base_model: Any, job: Job, bench: Bench) -> tuple[dict[str, Any], Losses]:
+    losses, moved, text = _losses(model, job, bench), None, bench.grid.measure.forgetting
+    if job.measured and text is not None:
+        found = forgetting(
+            model, bench.tokenizer(job.recipe), bench.text(text.text), base_model=base_model,
+            block=text.block, max_tokens=text.max_tokens, batch_size=text.batch_size,
+        )  # fmt: skip
+        moved = found.as_dict()
+    return {"validation_loss": None if losses is None else mean_loss(losses), "forgetting": moved}, losses
+
+
+def _at_the_end(model: Any, base_model: Any, job: Job, bench: Bench, run: RunFolder) -> None:
+    measure = bench.grid.measure
+    if measure.analysis is not None and base_model is None:
+        _analyse(model, job, measure, run)
+    if measure.tasks:
+        evaluate_base_and_tuned(
+            model,
+            bench.tokenizer(job.recipe),
+            measure.tasks,
+            base_results=_base_results(bench.base_folder[job.cell.variant.label]),
+            run_folder=run.path,
+            overwrite=True,
+            **_task_settings(measure),
+        )
+
+
+def _analyse(model: Any, job: Job, measure: Measure, run: RunFolder) -> None:
+    from milora.adapters import model_changes
+    from milora.analysis import analyse
+
+    assert measure.analysis is not None
+    r = measure.analysis.r or job.cell.r
+    write_json(run.path / "analysis.json", analyse(model_changes(model), r=r, seed=measure.analysis.seed))
+
+
+def _losses(model: Any, job: Job, bench: Bench) -> Losses:
+    rows = bench.rows(job.recipe) if bench.grid.measure.validation else None
+    if rows is None:
+        return None
+    pad = bench.tokenizer(job.recipe).pad_token_id
+    return row_losses(model, rows, pad_token_id=pad or 0, batch_size=bench.grid.measure.validation_batch_size)
+
+
+def _task_settings(measure: Measure) -> dict[str, Any]:
+    return {"limit": measure.limit, "batch_size": measure.batch_size, "data_dir": measure.data_dir}
+
+
+def _base_results(folder: Path) -> dict[str, Any]:
+    """What `evaluate` returned of the base model, out of the files that it was written to."""
+    results = read_json(folder / "eval" / "results.json")
+    files = sorted((folder / "eval").glob("*.jsonl"))
+    lines = {file.stem: file.read_text(encoding="utf-8").split("\n") for file in files}
+    return results | {"completions": {task: [json.loads(x) for x in found if x] for task, found in lines.items()}}
+
+
+def _last_step(run: RunFolder) -> int:
+    from milora.runs import read_metrics
+
+    steps = [int(record["step"]) for record in read_metrics(run.metrics_file) if "step" in record]
+    if not steps:
+        raise MiloraError(f"{run.path}: metrics.jsonl names no step")
+    return max(steps)

@@ -1,0 +1,81 @@
+"""Validation loss row by row: -log p of each answer's tokens, the same for the base and for every tuned model.
+
+    loss = sum over rows of the row's summed loss / sum of their tokens
+
+Rows are kept apart, so that two models can be compared row by row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from milora.errors import MiloraError
+from milora.training.masking import IGNORED
+
+
+@torch.no_grad()
+def row_losses(model: Any, rows: Dataset, *, pad_token_id: int, batch_size: int = 8) -> list[dict[str, float]]:
+    """The summed loss and the number of trained tokens of each row, in the rows' order; in nats.
+
+    Args:
+        model: in any mode; it is given back in the same.
+        rows: `input_ids` and `labels`, as `milora.training.masking.tokenise` makes them.
+        pad_token_id: fills shorter rows of a batch; it is masked.
+        batch_size: rows in one forward pass.
+
+    Raises:
+        MiloraError: a loss that is not finite.
+    """
+    training, found = model.training, []
+    model.eval()
+    try:
+        # Rows of about one length go together: less padding.
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+        by_row: dict[int, dict[str, float]] = {}
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            losses = _batch(model, [rows[i] for i in chosen], pad_token_id)
+            by_row |= dict(zip(chosen, losses, strict=True))
+        found = [by_row[i] for i in range(len(rows))]
+    finally:
+        model.train(training)
+    if not all(math.isfinite(row["loss"]) for row in found):
+        raise MiloraError("validation: the loss of a row is not finite")
+    return found
+
+
+def mean_loss(rows: Sequence[dict[str, float]]) -> float:
+    """The mean over all trained tokens."""
+    return math.fsum(row["loss"] for row in rows) / sum(row["tokens"] for row in rows)
+
+
+def _batch(model: Any, rows: Sequence[Any], pad_token_id: int) -> list[dict[str, float]]:
+    length = max(len(row["input_ids"]) for row in rows)
+    ids = torch.full((len(rows), length), pad_token_id)  # (batch, length)
+    labels = torch.full((len(rows), length), IGNORED)  # (batch, length)
+    mask = torch.zeros(len(rows), length, dtype=torch.long)  # (batch, length)
+    for i, row in enumerate(rows):
+        size = len(row["input_ids"])
+        ids[i, :size] = torch.tensor(row["input_ids"])
+        labels[i, :size] = torch.tensor(row["labels"])
+        mask[i, :size] = 1
+    inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+    logits = model(**inputs, use_cache=False).logits[:, :-1]  # (batch, length - 1, vocabulary)
+    return [_row(own, targets) for own, targets in zip(logits, labels[:, 1:], strict=True)]
+
+
+def _row(
+    logits: Tensor,  # (length - 1, vocabulary)
+    targets: Tensor,  # (length - 1,)
+) -> dict[str, float]:
+    trained = targets != IGNORED
+    targets = targets[trained].to(logits.device)
+    log_p = torch.log_softmax(logits[trained.to(logits.device)].float(), dim=-1)  # (trained, vocabulary)
+    loss = -log_p.gather(-1, targets.unsqueeze(-1)).double().sum()
+    return {"loss": float(loss), "tokens": len(targets)}
