@@ -15,19 +15,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from milora.adapters.build import method_names
 from milora.adapters.config import SpectralConfig
-from milora.adapters.first_steps import (
-    adapter_steps,
-    method_steps,
-    model_steps,
-    ratio_settings,
-)
+from milora.adapters.first_steps import UNPREDICTED, adapter_steps, method_steps, model_steps, ratio_settings
 from milora.analysis.spectrum import module_types
 from milora.decompositions import Part, Store
+from milora.decompositions.workers import Show, fill
 from milora.errors import MiloraError
 from milora.linalg import SVD
 from milora.linalg.values import values
-from milora.methods import Factors, get_method
+from milora.methods import METHODS, Factors, get_method
 from milora.methods.first_steps import diagonal
 
 AGAINST = "lora"
@@ -87,6 +84,62 @@ def ratios(norms: Mapping[str, float], against: Mapping[str, float]) -> dict[str
 def total(norms: Iterable[float]) -> float:
     """The norm of what several weights move together: the root of the sum of squares."""
     return math.sqrt(math.fsum(n * n for n in norms))
+
+
+def checkpoint_ratios(
+    weights: Sequence[LinearWeight],
+    store: Store | None,
+    *,
+    r: int = 32,
+    against: str = AGAINST,
+    device: str = "cpu",
+    procs: int = 1,
+    show: Show | None = None,
+) -> dict[str, dict[str, Any] | None]:
+    """For each method of a recipe, how far its first steps move a checkpoint's weights as a ratio to another method's.
+
+    No model is built, and one weight is read at a time; all methods are predicted from its singular values.
+
+    Args:
+        weights: of a checkpoint.
+        store: where the singular values are kept; None computes them each time.
+        r: rank; alphas are each method's own.
+        against: the other method.
+        device, procs, show: see `milora.decompositions.workers.fill`.
+
+    Returns:
+        As `predicted_ratios` by method; None for one that is not predicted, or has no such rank on some weight.
+    """
+    steps: dict[str, dict[str, float] | None] = {method: {} for method in method_names()}
+    if store is not None:
+        filled = fill(weights, (Part.values(),), store, device=device, procs=procs, show=show)
+        if filled is not None and filled.problem:
+            raise MiloraError(filled.problem)
+    for weight in weights:
+        svd = _singular_values(weight, store, device)
+        for method, found in steps.items():
+            step = _step_of(method, r, weight, svd) if found is not None else None
+            if found is not None and step is not None:
+                found[weight.name] = step
+            else:
+                steps[method] = None
+    below = steps[against]
+    if below is None:
+        raise MiloraError(f"against: got {against!r}, whose first steps are not predicted at rank {r}")
+    return {method: found and ratios(found, below) for method, found in steps.items()}
+
+
+def _singular_values(weight: LinearWeight, store: Store | None, device: str) -> SVD:
+    W = weight.load().to(device)
+    return values(W) if store is None else store.compute(W, Part.values(), name=weight.name)
+
+
+def _step_of(method: str, r: int, weight: LinearWeight, svd: SVD) -> float | None:
+    ranked = method in METHODS and METHODS[method].ranked
+    if method in UNPREDICTED or (ranked and r > len(svd)):
+        return None
+    settings = {"method": method, "lora_r": r}
+    return method_steps(settings, {weight.name: weight.shape}, lambda n, c: _from_values(svd, c, n))[weight.name]
 
 
 def predict_update(

@@ -5,8 +5,8 @@ that a trained factor moves by lr times the root of its size, whatever the loss.
 
     dW = s (L0 dR + dL R0)    or    s L0 dC R0,        every entry of dR, dL, dC being +-lr
 
-    ||dW||_F^2 ~ lr^2 s^2 ( in ||L0||_F^2 + out ||R0||_F^2 )                      where L and R train; R alone: the first
-    ||dW||_F^2 ~ lr^2 s^2 sum over the core's positions (i, j) of |L0 e_i|^2 |e_j^T R0|^2         where the core trains
+    ||dW||_F^2 ~ lr^2 s^2 (in ||L0||_F^2 + out ||R0||_F^2)      where L and R train; the first term where R alone does
+    ||dW||_F^2 ~ lr^2 s^2 sum over the core's positions (i, j) of |L0 e_i|^2 |e_j^T R0|^2       where the core trains
 
 Where L0 and R0 have orthogonal columns and rows, as singular vectors do, each term is exact; what is left out is how
 the two terms of the first line agree in sign. With k = min(out, in) and singular values s_i of the weight:
