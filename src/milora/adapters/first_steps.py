@@ -25,13 +25,11 @@ from milora.adapters.start import base_weight, layer_factors
 from milora.decompositions import default_store
 from milora.errors import MiloraError
 from milora.methods import Factors, get_method
-from milora.methods.first_steps import full_step, lora_step, pair_step, spectral_step
+from milora.methods.first_steps import UNPREDICTED, full_step, lora_step, pair_step, spectral_step
 from milora.models.spread import gathered
 from milora.models.targets import matching_pattern
 
 Shape = tuple[int, int]  # (out, in)
-# PEFT's AdaLoRA and VeRA scale frozen or small factors by vectors from zero: the first step says nothing of the tenth.
-UNPREDICTED = ("adalora", "vera")
 
 
 def adapted_layers(model: nn.Module) -> dict[str, BaseTunerLayer]:
@@ -128,27 +126,23 @@ def _step(
     return lora_step(shape, r, lora_scale(config, name), config.use_dora)
 
 
-def model_steps(model: nn.Module, settings: Mapping[str, Any]) -> dict[str, float]:
-    """`method_steps` of another method on the linear layers that an adapted model's adapters are on.
+def layer_steps(layers: Mapping[str, nn.Module], settings: Mapping[str, Any]) -> dict[str, float]:
+    """`method_steps` of linear layers of a model in memory.
 
     Args:
-        model: adapted; its base weights are decomposed, or the store is read, where the method asks for it.
+        layers: base or adapted layers by the base model's names, see `adapted_layers`; their base weights are
+            decomposed, or the store is read, where the method asks for it.
         settings: see `method_steps`.
     """
-    layers, store = adapted_layers(model), default_store()
+    bases = {n: layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer for n, layer in layers.items()}
+    store = default_store()
 
     def factors(name: str, config: SpectralConfig) -> Factors:
-        layer = layers[name]
-        with base_weight(layer if isinstance(layer, SpectralLinear) else layer.get_base_layer()) as W:
+        adapted = isinstance(layers[name], SpectralLinear)  # its weight may be merged, or dropped
+        with base_weight(layers[name] if adapted else bases[name]) as W:
             return layer_factors(W, config, name, store)
 
-    return method_steps(settings, adapted_shapes(model), factors)
-
-
-def adapted_shapes(model: nn.Module) -> dict[str, Shape]:
-    """(out, in) of each adapted linear layer."""
-    sizes = {name: features(layer.get_base_layer()) for name, layer in adapted_layers(model).items()}
-    return {name: (out, in_) for name, (in_, out) in sizes.items()}
+    return method_steps(settings, {n: features(base)[::-1] for n, base in bases.items()}, factors)
 
 
 def ratio_settings(config: Any, method: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from milora.adapters.build import method_names
 from milora.adapters.config import SpectralConfig
-from milora.adapters.first_steps import UNPREDICTED, adapter_steps, method_steps, model_steps, ratio_settings
+from milora.adapters.first_steps import adapted_layers, adapter_steps, layer_steps, method_steps, ratio_settings
 from milora.analysis.spectrum import module_types
 from milora.decompositions import Part, Store
 from milora.decompositions.workers import Show, fill
@@ -25,9 +25,12 @@ from milora.errors import MiloraError
 from milora.linalg import SVD
 from milora.linalg.values import values
 from milora.methods import METHODS, Factors, get_method
-from milora.methods.first_steps import diagonal
+from milora.methods.first_steps import UNPREDICTED, diagonal
+from milora.models.weights import LinearWeight, linear_weights
 
 AGAINST = "lora"
+# Multiplications, out in min(out, in) over all weights, that are no reason to ask first: some minutes on a CPU.
+_QUICK = 2e12
 
 
 def predicted_ratios(model: nn.Module, against: str = AGAINST, adapter: str = "default") -> dict[str, Any]:
@@ -47,7 +50,7 @@ def predicted_ratios(model: nn.Module, against: str = AGAINST, adapter: str = "d
     config: Any = getattr(model, "peft_config", {}).get(adapter)
     if config is None:
         raise MiloraError(f"predicted_ratios: got a model without an adapter {adapter!r}, allowed an adapted one")
-    return ratios(adapter_steps(model, adapter), model_steps(model, ratio_settings(config, against)))
+    return ratios(adapter_steps(model, adapter), layer_steps(adapted_layers(model), ratio_settings(config, against)))
 
 
 def measured_ratios(record: Mapping[str, Any], against: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,6 +130,34 @@ def checkpoint_ratios(
     if below is None:
         raise MiloraError(f"against: got {against!r}, whose first steps are not predicted at rank {r}")
     return {method: found and ratios(found, below) for method, found in steps.items()}
+
+
+def weights_at_hand(
+    model: str, targets: str | Sequence[str], asked: bool | None = None
+) -> tuple[list[LinearWeight], str]:
+    """The weights that `checkpoint_ratios` would read, or none and the reason.
+
+    Args:
+        model: a folder or a hub name; nothing is fetched.
+        targets: which weights, as `milora.models.targets.parse_targets` gives them.
+        asked: True where they are to be had whatever it costs, False where not at all; None where they lie here, and
+            their decomposition takes no longer than some minutes.
+
+    Raises:
+        MiloraError: with `asked=True`, weights that are not here or cannot be read.
+    """
+    if asked is False:
+        return [], ""
+    try:
+        weights = linear_weights(model, targets, fetch=False).weights
+    except MiloraError as error:
+        if asked:
+            raise
+        return [], str(error)
+    work = sum(w.shape[0] * w.shape[1] * min(w.shape) for w in weights)
+    if asked or work <= _QUICK:
+        return weights, ""
+    return [], f"{len(weights)} large matrices to decompose, --predict does it"
 
 
 def _singular_values(weight: LinearWeight, store: Store | None, device: str) -> SVD:

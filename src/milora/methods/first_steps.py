@@ -32,6 +32,10 @@ from torch import Tensor
 from milora.linalg import SVD
 from milora.methods.factors import Choice, Factors, Method
 
+# Methods of PEFT that scale factors by vectors from zero. AdaLoRA's factors are small and train too, VeRA's are shared
+# and random: the first step says little of the tenth.
+UNPREDICTED = ("adalora", "vera")
+
 
 def spectral_step(
     method: Method, choice: Choice, factors: Factors, shape: tuple[int, int], magnitude: bool = False

@@ -30,6 +30,7 @@ from milora.training import adalora
 from milora.training.arguments import optimiser_steps, sft_arguments
 from milora.training.checkpoints import newest_complete, step_of
 from milora.training.masking import Lengths, tokenise
+from milora.training.matching import match_rate
 from milora.training.progress import MetricsWriter, ProgressLine, StopOnNonFiniteLoss
 from milora.training.saving import disk_full_in_one_line, save_result
 from milora.training.spread import is_spread, whole_state
@@ -73,7 +74,7 @@ def train(
     started = time.monotonic()
     with _quiet_libraries(recipe), disk_full_in_one_line(run.path):
         with _removed_unless_started(run):
-            trainer, record = _build(recipe, run, console)
+            trainer, record = _build(recipe, run, console, resume)
             # Of several processes the first one writes, and all of them find the folder as it leaves it.
             if trainer.is_world_process_zero():
                 if resume:
@@ -94,7 +95,7 @@ def train(
     return run
 
 
-def _build(recipe: Recipe, run: RunFolder, console: Console) -> tuple[RunTrainer, dict[str, Any]]:
+def _build(recipe: Recipe, run: RunFolder, console: Console, resume: bool) -> tuple[RunTrainer, dict[str, Any]]:
     """Read and check everything; returns the trainer and what goes into provenance.json."""
     # PEFT draws the start of some adapters from the global generator.
     set_seed(recipe.seed)
@@ -107,6 +108,7 @@ def _build(recipe: Recipe, run: RunFolder, console: Console) -> tuple[RunTrainer
     model = _load_model(recipe, console)
     record = provenance(seeds={"seed": recipe.seed}, data_hash=data.sha256, base_fingerprint=model_fingerprint(model))
     model = _attach(recipe, model, arguments, len(data.train), console)
+    record |= match_rate(recipe, model, arguments, run.provenance() if resume else {}, console)
     trainable, total = _count(model)
     record |= {
         "trainable_parameters": trainable,
