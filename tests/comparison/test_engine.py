@@ -66,7 +66,9 @@ def test_base_and_measurements_are_those_of_the_single_commands(grid, tiny_llama
     compare(grid)
     run = RunFolder(Path(grid.output_dir) / "runs" / "milora-r4-lr0.001-s1")
     tuned = load_tuned(run.path, dtype="float32")
-    found = forgetting(tuned.model, tuned.tokenizer, read_text(sums / "text.txt"), block=32, max_tokens=128, batch_size=4)
+    found = forgetting(
+        tuned.model, tuned.tokenizer, read_text(sums / "text.txt"), block=32, max_tokens=128, batch_size=4
+    )
     assert json.loads(run.forgetting_file.read_text())["kl"] == pytest.approx(found.kl, rel=1e-6)
     rows = json.loads((run.path / "measured.json").read_text())["validation_rows"]
     assert len(rows) == 8 and all(row["loss"] > 0 and row["tokens"] > 5 for row in rows)
@@ -139,7 +141,9 @@ def test_a_rate_is_chosen_by_validation_loss_before_anything_else_is_measured(sm
     small["selection"] = {"seeds": [0], "max_steps": 3}
     measured = []
     real = Worker._take
-    monkeypatch.setattr(Worker, "_take", lambda self, job, timeout: measured.append(job.place) or real(self, job, timeout))
+    monkeypatch.setattr(
+        Worker, "_take", lambda self, job, timeout: measured.append(job.place) or real(self, job, timeout)
+    )
     found = compare(check_grid(small))
     assert measured[:2] == ["selection/lora-r4-lr1e-06-s0", "selection/lora-r4-lr0.01-s0"]
     rates = found["selection"]["lora-r4"]["rates"]

@@ -51,7 +51,9 @@ def test_every_problem_is_told_at_once():
 
 
 def test_unknown_keys_and_wrong_types_are_refused():
-    with pytest.raises(MiloraError, match="arms.0.lora_r.0: got 'x', input should be a valid integer; unknown key 'measure.forgeting'"):
+    with pytest.raises(
+        MiloraError, match="arms.0.lora_r.0: got 'x', input should be a valid integer; unknown key 'measure.forgeting'"
+    ):
         check_grid(GRID | {"measure": {"forgeting": {}}, "arms": [{"label": "a", "method": "lora", "lora_r": ["x"]}]})
     with pytest.raises(MiloraError, match="arms.0.label: got '../x'"):
         check_grid(GRID | {"arms": [{"label": "../x", "method": "lora"}]})
