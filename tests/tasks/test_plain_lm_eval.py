@@ -12,7 +12,8 @@ from milora.tasks import folder
 NAMES = {
     "milora_boolq", "milora_piqa", "milora_social_i_qa", "milora_hellaswag", "milora_winogrande",
     "milora_arc_easy", "milora_arc_challenge", "milora_openbookqa", "milora_commonsense", "milora_gsm8k",
-    "milora_questions",
+    "milora_questions", "milora_book_mcq", "milora_book_mcq_letters", "milora_book_cloze", "milora_book_wording",
+    "milora_math", "milora_math500",
 }  # fmt: skip
 
 
@@ -27,10 +28,12 @@ def test_every_task_is_indexed_and_has_a_version():
         assert float(load_yaml(file)["metadata"]["version"]) >= 1.0, file
 
 
+STOP = ["Instruction:", "Instruction", "Response:", "Response"]
 GREEDY = {"do_sample": False}
 GENERATION = {
     "commonsense/boolq.yaml": GREEDY | {"until": [], "max_gen_toks": 32},
-    "gsm8k.yaml": GREEDY | {"until": ["Instruction:", "Instruction", "Response:", "Response"], "max_gen_toks": 1024},
+    "hendrycks_math.yaml": GREEDY | {"until": STOP, "max_gen_toks": 2048},
+    "gsm8k.yaml": GREEDY | {"until": STOP, "max_gen_toks": 1024},
 }
 
 
