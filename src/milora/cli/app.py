@@ -27,6 +27,7 @@ from milora.cli import (
     merge,
     methods,
     recipes,
+    retention,
     spectrum,
     train,
 )
@@ -48,6 +49,7 @@ app.command("train", **train.SETTINGS)(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("forgetting")(forgetting.forgetting)
 app.command("analyse")(analyse.analyse)
+app.command("retention")(retention.retention)
 app.command("export")(export.export)
 app.command("merge")(merge.merge)
 app.command("import")(importing.import_)
