@@ -12,7 +12,7 @@ from milora.tasks import folder
 NAMES = {
     "milora_boolq", "milora_piqa", "milora_social_i_qa", "milora_hellaswag", "milora_winogrande",
     "milora_arc_easy", "milora_arc_challenge", "milora_openbookqa", "milora_commonsense", "milora_gsm8k",
-    "milora_questions",
+    "milora_questions", "milora_book_mcq", "milora_book_mcq_letters", "milora_book_cloze", "milora_book_wording",
 }  # fmt: skip
 
 

@@ -45,7 +45,13 @@ def evaluate(
     apply_chat_template: Annotated[
         bool, typer.Option("--apply_chat_template", "--apply-chat-template", help="Wrap each prompt in it.")
     ] = False,
+    max_length: Annotated[
+        int | None, typer.Option("--max_length", "--max-length", help="Context in tokens, under the model's own.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of sampling and of the choice of examples.")] = 0,
+    task_seed: Annotated[
+        int | None, typer.Option("--task_seed", "--task-seed", help="Draws the order of a book question's choices.")
+    ] = None,
     model_name_or_path: AdapterBase = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -64,7 +70,7 @@ def evaluate(
     settings = {
         "limit": _whole(limit), "batch_size": batch_size, "data_dir": data_dir, "num_fewshot": num_fewshot,
         "max_gen_toks": max_gen_toks, "apply_chat_template": apply_chat_template, "seed": seed,
-        "gen_kwargs": _pairs(gen_kwargs), "include_path": include_path,
+        "gen_kwargs": _pairs(gen_kwargs), "include_path": include_path, "task_seed": task_seed, "max_length": max_length,
     }  # fmt: skip
     names, settings = _with_recipe(run_or_model, tasks, settings)
     _refuse_existing(run_or_model, names, output, overwrite)

@@ -36,8 +36,10 @@ def evaluate(
     num_fewshot: int | None = None,
     gen_kwargs: Mapping[str, Any] | None = None,
     max_gen_toks: int | None = None,
+    max_length: int | None = None,
     apply_chat_template: bool = False,
     seed: int = 0,
+    task_seed: int | None = None,
     progress: "Progress | None" = None,
 ) -> dict[str, Any]:
     """Scores and completions of a model on tasks.
@@ -53,8 +55,12 @@ def evaluate(
         num_fewshot: examples before the question, where the task does not fix their number.
         gen_kwargs: generation settings over the task's own; ``{"num_beams": 4}`` is LLM-Adapters' search.
         max_gen_toks: at most so many new tokens, over the task's own number.
+        max_length: the context in tokens, below the model's own: prompts are cut to it, and the windows of
+            rolling perplexities are so long.
         apply_chat_template: wrap each prompt in the tokenizer's chat template.
         seed: of Python's, numpy's and torch's generators and of the few-shot choice.
+        task_seed: what a task draws its rows with: the order of the choices of ``milora_book_mcq``, which is the
+            file's where this is None.
         progress: called with (kind of request, done, all).
 
     Returns:
@@ -71,11 +77,12 @@ def evaluate(
     settings = _check_settings(names, limit, batch_size, apply_chat_template, tokenizer)
     overrides = dict(gen_kwargs or {}) | ({"max_gen_toks": max_gen_toks} if max_gen_toks is not None else {})
     settings |= {"num_fewshot": num_fewshot, "gen_kwargs": overrides, "seed": seed}
+    settings |= {"task_seed": task_seed, "max_length": _checked_length(model, max_length)}
     with _quiet_harness(), _seeded(seed), _mode_kept(model):
-        loaded = _load_tasks(names, data_dir, include_path)
+        loaded = _load_tasks(names, data_dir, include_path, task_seed)
         from milora.evaluation.language_model import BuiltModel
 
-        lm = BuiltModel(model, tokenizer, batch_size=batch_size, progress=progress)
+        lm = BuiltModel(model, tokenizer, batch_size=batch_size, max_length=max_length, progress=progress)
         for name, task in loaded["tasks"].items():
             _configure(name, task, overrides, num_fewshot, seed, lm)
         output = _run(lm, loaded, limit, apply_chat_template)
@@ -117,11 +124,20 @@ def _check_settings(
     }
 
 
-def _load_tasks(names: list[str], data_dir: Any, include_path: Any) -> dict[str, Any]:
+def _checked_length(model: Any, max_length: int | None) -> int | None:
+    context = getattr(model.config, "max_position_embeddings", None)
+    if max_length is not None and (max_length < 2 or (context is not None and max_length > context)):
+        raise MiloraError(f"max_length: got {max_length}, allowed: 2 to {context or 'any'} (the model's context)")
+    return max_length
+
+
+def _load_tasks(names: list[str], data_dir: Any, include_path: Any, task_seed: int | None = None) -> dict[str, Any]:
     from datasets.exceptions import DatasetsError
     from lm_eval.tasks import TaskManager
 
-    metadata = {"data_dir": os.fspath(data_dir)} if data_dir else None
+    metadata = ({"data_dir": os.fspath(data_dir)} if data_dir else {}) | (
+        {} if task_seed is None else {"task_seed": task_seed}
+    )
     own = [str(folder())] + ([os.fspath(include_path)] if include_path else [])
     # The harness's own index takes seconds to build, so it is read only for a name that may be there.
     manager = TaskManager(include_path=own, include_defaults=False, metadata=metadata)

@@ -8,6 +8,8 @@ the files by itself: in this package through :func:`milora.evaluation.evaluate`,
 |---|---|---|
 | ``milora_commonsense`` and its eight sets | LLM-Adapters form | exact_match, strict and flexible |
 | ``milora_gsm8k`` | MetaMath form | exact_match, strict and flexible |
+| ``milora_book_mcq``, ``_mcq_letters``, ``_cloze`` | a book's questions | acc, acc_norm |
+| ``milora_book_wording`` | a book's text | nll, token_accuracy, nll_per_byte, exact |
 | ``milora_questions`` | any local file of multiple-choice questions | acc, acc_norm |
 
 Where the rows come from: :mod:`milora.tasks.local_files`.

@@ -30,7 +30,7 @@ def commonsense(commonsense_set: str, data_dir: str | None = None, **_metadata: 
     of = SETS[commonsense_set]
     location = data_location(data_dir)
     if location is None:
-        pairs = [of.form(row) for row in _hub_rows(*of.hub)]
+        pairs = [of.form(row) for row in hub_rows(*of.hub)]
     else:
         path = find_file(location, of.files, f"milora_{commonsense_set}")
         rows = read_rows(path)
@@ -40,7 +40,7 @@ def commonsense(commonsense_set: str, data_dir: str | None = None, **_metadata: 
             if answer not in of.labels:
                 raise MiloraError(f"{path}: row {number}: answer {answer!r}, allowed {', '.join(of.labels)}")
     labels = list(of.labels)
-    return _test_split([{"instruction": i, "answer": a, "labels": labels} for i, a in pairs])
+    return test_split([{"instruction": i, "answer": a, "labels": labels} for i, a in pairs])
 
 
 def gsm8k(data_dir: str | None = None, **_metadata: Any) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def gsm8k(data_dir: str | None = None, **_metadata: Any) -> dict[str, Any]:
     """
     location = data_location(data_dir)
     if location is None:
-        return _test_split([_with_gold(row) for row in _hub_rows("openai/gsm8k", "main", "test")])
+        return test_split([_with_gold(row) for row in hub_rows("openai/gsm8k", "main", "test")])
     path = find_file(location, GSM8K_FILES, "milora_gsm8k")
     rows = read_rows(path)
     require_fields(rows, ("question", "answer"), path)
@@ -60,7 +60,7 @@ def gsm8k(data_dir: str | None = None, **_metadata: Any) -> dict[str, Any]:
             raise MiloraError(f"{path}: row {number}: the answer has no '#### number'")
         if number_value(gold := _with_gold(row)["gold"]) is None:
             raise MiloraError(f"{path}: row {number}: the answer ends in '#### {gold}', allowed a number after ####")
-    return _test_split([_with_gold(row) for row in rows])
+    return test_split([_with_gold(row) for row in rows])
 
 
 def questions(data_dir: str | None = None, **_metadata: Any) -> dict[str, Any]:
@@ -75,10 +75,15 @@ def questions(data_dir: str | None = None, **_metadata: Any) -> dict[str, Any]:
     path = find_file(location, QUESTIONS_FILES, "milora_questions")
     rows = read_rows(path)
     require_fields(rows, ("question", "choices", "answer"), path)
-    return _test_split([_question(row, path, number) for number, row in enumerate(rows, start=1)])
+    return test_split([question_row(row, path, number) for number, row in enumerate(rows, start=1)])
 
 
-def _question(row: Mapping[str, Any], path: Path, number: int) -> dict[str, Any]:
+def question_row(row: Mapping[str, Any], path: Path, number: int) -> dict[str, Any]:
+    """A multiple-choice question {question, choices, answer} with its answer as an index from 0.
+
+    Raises:
+        MiloraError: names the row by its number.
+    """
     choices, answer = row["choices"], row["answer"]
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
         raise MiloraError(f"{path}: row {number}: choices must be at least two texts, none of them empty")
@@ -96,7 +101,12 @@ def _with_gold(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"question": row["question"], "answer": row["answer"], "gold": gold}
 
 
-def _hub_rows(path: str, name: str | None, split: str) -> list[dict[str, Any]]:
+def hub_rows(path: str, name: str | None, split: str) -> list[dict[str, Any]]:
+    """The rows of a data set on the hub.
+
+    Raises:
+        MiloraError: it cannot be had, for whatever reason.
+    """
     from datasets import load_dataset
 
     try:
@@ -107,7 +117,8 @@ def _hub_rows(path: str, name: str | None, split: str) -> list[dict[str, Any]]:
         raise MiloraError(f"data set {path}: {reason}") from error
 
 
-def _test_split(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def test_split(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rows as the harness takes them."""
     from datasets import Dataset
 
     return {"test": Dataset.from_list([dict(row) for row in rows])}

@@ -48,3 +48,12 @@ def commonsense(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, flo
 def gsm8k(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """1 when the extracted number has the value of the gold number."""
     return {"exact_match": float(same_number(results[0], doc["gold"]))}
+
+
+def wording(doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, float]:
+    """Scores of one span of a text; two of them where the model says how many tokens it has."""
+    loglikelihood, exact = results[0]
+    scores = {"nll_per_byte": -loglikelihood / len(doc["span"].encode("utf-8")), "exact": float(exact)}
+    if tokens := getattr(results[0], "tokens", 0):
+        scores |= {"nll": -loglikelihood / tokens, "token_accuracy": results[0].right / tokens}
+    return scores
