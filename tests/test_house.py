@@ -15,7 +15,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 # A room may import the rooms of the rows above its own, and itself.
 ORDER = [
     ["linalg"], ["methods"], ["models"], ["decompositions"], ["adapters"], ["data"], ["tasks"],
-    ["recipes"], ["runs"], ["training", "evaluation", "analysis"], ["demo"], ["cli"],
+    ["recipes"], ["runs"], ["training", "evaluation", "analysis"], ["comparison"], ["demo"], ["cli"],
 ]  # fmt: skip
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 FORBIDDEN = {"utils", "util", "helpers", "helper", "common", "misc"}
@@ -153,7 +153,7 @@ def test_wheel_holds_every_file_of_the_package(tmp_path: Path):
     wheel = next(iter(builder.WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])))
     held = set(zipfile.ZipFile(wheel).namelist())
     source = [p for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
-    for room in ("recipes", "tasks"):
+    for room in ("comparison", "recipes", "tasks"):
         assert [p for p in source if p.suffix == ".yaml" and p.relative_to(PACKAGE).parts[0] == room], room
     assert len(source) > len(MODULES)
     missing = {p.relative_to(PACKAGE.parent).as_posix() for p in source} - held

@@ -19,6 +19,7 @@ ROWS = {
     "commonsense": {"instruction": "Pick\n\none.", "input": "", "output": "the correct answer is b", "answer": "b"},
     "metamath": {"query": "1+1?", "response": "2\nThe answer is: 2"},
     "gsm8k": {"question": "1+1?", "answer": "1+1 = <<1+1=2>>2 in all.\n#### 2"},
+    "gsm8k_harness": {"question": "1+1?", "answer": "1+1 = <<1+1=2>>2 in all.\n#### 2"},
     "prompt_completion": {"prompt": "The sky is", "completion": " blue."},
     "messages": {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]},
     "sharegpt": {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]},
@@ -35,6 +36,7 @@ EXAMPLES = {
     },
     "metamath": {"prompt": MATH_PROMPT, "completion": "2\nThe answer is: 2"},
     "gsm8k": {"prompt": MATH_PROMPT, "completion": "1+1 = 2 in all.\n#### 2\nThe answer is: 2"},
+    "gsm8k_harness": {"prompt": "Question: 1+1?\nAnswer:", "completion": " 1+1 = <<1+1=2>>2 in all.\n#### 2"},
     "prompt_completion": {"prompt": "The sky is", "completion": " blue."},
     "messages": TALK,
     "sharegpt": TALK,
@@ -49,13 +51,15 @@ def write(path, rows):
 
 def test_every_format_has_a_case_here():
     assert set(FORMATS) == set(ROWS) == set(EXAMPLES)
-    assert len(FORMATS) == 8
+    assert len(FORMATS) == 9
     assert set(TEMPLATES) == {"alpaca", "commonsense", "metamath", "gsm8k", "chat"}
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))
 @pytest.mark.parametrize("asked", ["named", "auto"])
 def test_format_gives_the_exact_text(tmp_path, name, asked):
+    if asked == "auto" and FORMATS[name].by_name:
+        pytest.skip("its columns are another format's, so it is taken only by name")
     path = write(tmp_path / "rows.jsonl", [ROWS[name]])
     examples = load_examples(path, format="auto" if asked == "auto" else name)
     assert list(examples) == [EXAMPLES[name]]

@@ -17,6 +17,7 @@ from milora import __version__
 from milora.cli import (
     analyse,
     cache,
+    compare,
     compose,
     decompose,
     demo,
@@ -47,6 +48,7 @@ app = typer.Typer(
 )
 app.command("train", **train.SETTINGS)(train.train)
 app.command("eval")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.command("forgetting")(forgetting.forgetting)
 app.command("analyse")(analyse.analyse)
 app.command("retention")(retention.retention)

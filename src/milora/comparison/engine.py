@@ -176,7 +176,7 @@ def _free_memory() -> int:
 
 
 def planned(grid: Grid, all_rates: bool = False) -> Mapping[str, list[Job]]:
-    """The runs of a grid without doing any: those that choose rates, and those that are measured (of several rates, all).
+    """The runs of a grid without doing any: those that choose rates, and those that may be measured.
 
     Raises:
         MiloraError: a recipe of them that is wrong.

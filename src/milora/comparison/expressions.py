@@ -1,8 +1,8 @@
 """The arithmetic of a check: `kl(pissa) / kl(lora)`, `validation_loss(milora) - validation_loss(lora, step=16)`.
 
 A call names a metric and the arm that it is of: metric(arm), metric(arm, type) for one module type of the analysis,
-metric(arm, step=16) at a measured step. A metric or an arm that is no Python name is written `metric("gsm8k:acc", arm)`.
-Allowed besides are numbers, + - * / and abs, min, max. Nothing is ever executed: the text is parsed and walked.
+metric(arm, step=16) at a measured step. A metric that is no Python name is written `metric("gsm8k:acc", arm)`, an arm
+in quotes. Allowed besides are numbers, + - * / and abs, min, max. Nothing is executed: the text is parsed and walked.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What the runs of one arm have measured, read from their folders: metric -> seed -> value.
 
 Metrics are named validation_loss, kl, forgetting, TASK:METRIC, and the numbers of the analysis' summary (amplification,
-phi_left_top, ...); `:TYPE` behind one of the latter is that of one module type, `@STEP` behind any is of an earlier step.
+phi_left_top, ...). `:TYPE` behind one of the latter is that of a module type, `@STEP` behind one of the former that of
+a measured step.
 """
 
 from __future__ import annotations

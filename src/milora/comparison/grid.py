@@ -83,7 +83,7 @@ class Check(_Part):
     """A statement about the results that can fail."""
 
     name: str = Field(description="what is claimed, in a few words")
-    value: str = Field(description="arithmetic over metrics: kl(pissa) / kl(lora), kl(lora, step=16), phi_left_top(pissa)")
+    value: str = Field(description="arithmetic over metrics: kl(pissa) / kl(lora, step=16)")
     sense: Literal[">=", "<="] = Field(">=", description="on which side of the limit the value must lie")
     limit: float = Field(description="the limit")
     variant: str | None = Field(None, description="of which variant; the first if unset")
@@ -103,7 +103,9 @@ class Grid(_Part):
     seeds: list[int] = Field([0], min_length=1, description="seeds; differences are paired by them")
     selection: Selection = Field(Selection(), description="how a learning rate is chosen")
     measure: Measure = Field(Measure(), description="what is measured of each run")
-    against: list[str] = Field(["lora", "base"], description="arms with which all others are compared; base is the base model")
+    against: list[str] = Field(
+        ["lora", "base"], description="arms that others are compared with; base is the base model"
+    )
     checks: list[Check] = Field([], description="statements that can fail")
     level: float = Field(0.95, gt=0, lt=1, description="level of the bootstrap intervals")
     resamples: int = Field(10_000, gt=99, description="resamples of the bootstrap")

@@ -34,7 +34,7 @@ def load_grid(
 
     Args:
         path_or_name: a YAML file, or the name of a shipped grid.
-        overrides: dotted key to value (`base.max_steps`, `seeds`, `measure.at`); a text is read as YAML.
+        overrides: dotted key to value: `base.max_steps`, `seeds`, `measure.at`, `arms.0.learning_rate`.
         data_dir: a folder whose files take the place of those that `local_files` names.
 
     Raises:
@@ -45,8 +45,25 @@ def load_grid(
         for key, file in dict(given.get("local_files") or {}).items():
             _put(given, key, str(Path(data_dir) / str(file)))
     for key, value in (overrides or {}).items():
-        _put(given, key, strict_yaml.parse(value, f"--set {key}") if isinstance(value, str) else value)
+        _put(given, key, value)
     return check_grid(given, f"grid {path_or_name}")
+
+
+def read_value(text: str, where: str) -> Any:
+    """A value as the YAML of a grid would hold it."""
+    return strict_yaml.parse(text, where)
+
+
+def read_setting(setting: str) -> tuple[str, Any]:
+    """`base.max_steps=10` as a key and its value.
+
+    Raises:
+        MiloraError: no key, or a value that is no YAML.
+    """
+    key, sign, text = setting.partition("=")
+    if not sign or not key.strip():
+        raise MiloraError(f"--set: got {setting!r}, allowed KEY=VALUE, as base.max_steps=10")
+    return key.strip(), read_value(text, f"--set {key.strip()}")
 
 
 def check_grid(given: Mapping[str, Any], where: str = "grid") -> Grid:
@@ -96,13 +113,21 @@ def _put(data: dict[str, Any], key: str, value: Any) -> None:
     *above, last = key.split(".")
     place: Any = data
     for name in above:
-        place = place[int(name)] if isinstance(place, list) and name.isdigit() else place.setdefault(name, {})
-        if not isinstance(place, dict | list):
-            raise MiloraError(f"--set {key}: {name} holds no keys")
-    if isinstance(place, list):
-        place[int(last)] = value
-    else:
-        place[last] = value
+        if isinstance(place, dict):
+            place[name] = place.get(name) if place.get(name) is not None else {}
+        place = place[_index(place, name, key)]
+    if not isinstance(place, dict | list):
+        raise MiloraError(f"--set {key}: {'.'.join(above)} holds a value and no keys")
+    place[_index(place, last, key)] = value
+
+
+def _index(place: Any, name: str, key: str) -> Any:
+    if isinstance(place, dict):
+        return name
+    if not isinstance(place, list) or not name.isdigit() or int(name) >= len(place):
+        allowed = f"0 to {len(place) - 1}" if isinstance(place, list) else "a key of the grid"
+        raise MiloraError(f"--set {key}: got {name!r}, allowed {allowed}")
+    return int(name)
 
 
 def _problem(error: Any) -> str:

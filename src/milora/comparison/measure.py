@@ -160,7 +160,10 @@ def tuned_at(run: RunFolder, step: int | None, recipe: Recipe, base: SharedBase)
         yield load_adapter(model, folder or run.own_adapter()), None
 
 
-def _at_step(model: Any, base_model: Any, job: Job, bench: Bench) -> tuple[dict[str, Any], list[dict[str, float]] | None]:
+Losses = list[dict[str, float]] | None
+
+
+def _at_step(model: Any, base_model: Any, job: Job, bench: Bench) -> tuple[dict[str, Any], Losses]:
     losses, moved, text = _losses(model, job, bench), None, bench.grid.measure.forgetting
     if job.measured and text is not None:
         found = forgetting(
@@ -196,7 +199,7 @@ def _analyse(model: Any, job: Job, measure: Measure, run: RunFolder) -> None:
     write_json(run.path / "analysis.json", analyse(model_changes(model), r=r, seed=measure.analysis.seed))
 
 
-def _losses(model: Any, job: Job, bench: Bench) -> list[dict[str, float]] | None:
+def _losses(model: Any, job: Job, bench: Bench) -> Losses:
     rows = bench.rows(job.recipe) if bench.grid.measure.validation else None
     if rows is None:
         return None

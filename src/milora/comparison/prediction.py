@@ -1,4 +1,4 @@
-"""How far an arm moves each weight beside LoRA: measured from the analysis, and predicted from the factors at the start."""
+"""How far an arm moves each weight beside LoRA: measured by the analysis, predicted from the factors at the start."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The arithmetic of a comparison: means, paired differences, the Pareto front, KL at equal learning. Pure functions.
 
 Runs of different arms share their seeds, and through them the order of the data, which moves all methods together. So
-arms are compared by the differences d_s = a_s - b_s of the seeds that both have, or of the test rows that both answered:
+arms are compared by the differences d_s = a_s - b_s of the seeds that both have, or of the test rows that both answer:
 
     difference = mean(d),    interval = percentile bootstrap over the d's
 

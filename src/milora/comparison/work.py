@@ -23,6 +23,7 @@ from milora.comparison.plan import Job
 from milora.recipes.schema import Recipe
 from milora.runs import RunFolder
 from milora.runs.folder import write_json
+from milora.training.quiet import quiet_libraries
 from milora.training.shared_base import SAME, SharedBase
 from milora.training.train import train
 
@@ -47,19 +48,20 @@ class Worker:
             How many runs this process did.
         """
         done, held = 0, []
-        for job in jobs:
-            try:
-                done += self._take(job, timeout=0)
-            except Timeout:
-                held.append(job)
-        for job in held:  # the other process may have died in between
-            done += self._take(job, timeout=-1)
+        with quiet_libraries():
+            for job in jobs:
+                try:
+                    done += self._take(job, timeout=0)
+                except Timeout:
+                    held.append(job)
+            for job in held:  # the other process may have died in between
+                done += self._take(job, timeout=-1)
         return done
 
     def measure_bases(self, jobs: Sequence[Job]) -> None:
         """Measure the base model of each variant that the list names."""
         for job in {job.cell.variant.label: job for job in reversed(jobs)}.values():
-            with FileLock(self.folder.locks / f"base-{job.cell.variant.label}.lock"):
+            with quiet_libraries(), FileLock(self.folder.locks / f"base-{job.cell.variant.label}.lock"):
                 measure_base(job, self.bench, self._base_of(job.recipe))
 
     def _take(self, job: Job, timeout: float) -> bool:

@@ -109,7 +109,7 @@ def _format(name: str, first: Any, dataset: str | Path) -> Format:
             raise MiloraError(f"dataset_format: got {name!r}, allowed auto or {known}")
         return FORMATS[name]
     columns = list(first) if isinstance(first, Mapping) else []
-    fitting = [f for f in FORMATS.values() if set(f.columns) <= set(columns)]
+    fitting = [f for f in FORMATS.values() if set(f.columns) <= set(columns) and not f.by_name]
     most = max((len(f.columns) for f in fitting), default=0)
     best = [f for f in fitting if len(f.columns) == most]
     if len(best) == 1:

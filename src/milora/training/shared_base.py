@@ -69,7 +69,7 @@ class SharedBase:
         model = self.model
         strip(model)
         model.disable_input_require_grads()
-        if model.is_gradient_checkpointing:
+        if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
             model.gradient_checkpointing_disable()
         for name in set(vars(model)) - self._attributes:
             delattr(model, name)  # what a trainer hangs onto a model

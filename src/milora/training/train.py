@@ -1,18 +1,14 @@
 """A recipe becomes a run folder."""
 
-import logging
 import shutil
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import datasets
 from rich.console import Console
 from transformers import PrinterCallback, set_seed
-from transformers.utils import logging as transformers_logging
 from trl.trainer.sft_config import SFTConfig
 
 from milora.adapters import attach, decomposed_from, peft_config
@@ -28,6 +24,7 @@ from milora.training.arguments import optimiser_steps, sft_arguments
 from milora.training.checkpoints import newest_complete, step_of
 from milora.training.data import Data, load_data
 from milora.training.progress import MetricsWriter, ProgressLine, StopOnNonFiniteLoss
+from milora.training.quiet import quiet_libraries
 from milora.training.saving import disk_full_in_one_line, save_result
 from milora.training.shared_base import SharedBase
 from milora.training.spread import is_spread, whole_state
@@ -67,7 +64,7 @@ def train(
         console = Console(quiet=True)
     started = time.monotonic()
     borrowed = base.lent() if base is not None and base.serves(recipe) else nullcontext()
-    with _quiet_libraries(recipe), disk_full_in_one_line(run.path), borrowed as model:
+    with quiet_libraries(adalora=recipe.method == "adalora"), disk_full_in_one_line(run.path), borrowed as model:
         with _removed_unless_started(run):
             trainer, record = _build(recipe, run, console, model)
             # Of several processes the first one writes, and all of them find the folder as it leaves it.
@@ -206,33 +203,3 @@ def _removed_unless_started(run: RunFolder) -> Iterator[None]:
         if not existed:
             shutil.rmtree(run.path, ignore_errors=True)
         raise
-
-
-@contextmanager
-def _quiet_libraries(recipe: Recipe) -> Iterator[None]:
-    # datasets draws a bar for every pass over the rows and transformers one for each file it reads or writes; the
-    # console says what is going on. A caller who had them on gets them back.
-    rows, files = datasets.is_progress_bar_enabled(), transformers_logging.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    transformers_logging.disable_progress_bar()
-    checkpoints = logging.getLogger("transformers.trainer_utils")
-    checkpoints.addFilter(_not_about_mtime)
-    try:
-        with warnings.catch_warnings():
-            # PEFT asks transformers by a deprecated name; nobody who trains can do anything about it.
-            warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
-            if recipe.method == "adalora":
-                # PEFT takes a layer whose last triplet is pruned for a sharded one that was not gathered.
-                warnings.filterwarnings("ignore", r".*LoRA tensor\(s\) have invalid shape")
-            yield
-    finally:
-        checkpoints.removeFilter(_not_about_mtime)
-        if rows:
-            datasets.enable_progress_bars()
-        if files:
-            transformers_logging.enable_progress_bar()
-
-
-def _not_about_mtime(record: logging.LogRecord) -> bool:
-    # Checkpoints written within a second are sorted by their numbers, which is right; the warning blames the disk.
-    return "mtime may not be reliable" not in record.getMessage()
