@@ -70,7 +70,7 @@ def test_shipped_recipes_are_listed_printed_and_valid(capsys: pytest.CaptureFixt
         assert capsys.readouterr().out.strip() == recipes()[name].read_text(encoding="utf-8").strip()
 
 
-def test_methods_with_and_without_a_model(tiny_llama: Path, capsys: pytest.CaptureFixture[str]):
+def test_methods_with_and_without_a_model(tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     listed = call(capsys, "methods")
     names = {entry["method"] for entry in listed}
     assert names >= {"milora", "pissa", "random_components", "mica", "lora_xs", "svf", "svft", "lora", "dora", "full"}
@@ -84,13 +84,30 @@ def test_methods_with_and_without_a_model(tiny_llama: Path, capsys: pytest.Captu
     assert trainable["lora_xs"] == 14 * 4 * 4
     assert trainable["svf"] == trainable["svft"] == sum(min(shape) for shape in shapes)
     assert trainable["dora"] == trainable["lora"] + sum(out for out, _ in shapes)
+    predicted = {entry["method"]: entry["predicted"] for entry in counted}
+    assert predicted["lora"]["all"] == 1 and predicted["adalora"] is predicted["vera"] is None
+    # mica: s sqrt(in r) with s = 1, lora: s sqrt(out r / 3) with s = 2
+    assert predicted["mica"]["by_type"]["down_proj"] == pytest.approx((3 * 112 / (4 * 64)) ** 0.5)
+    assert all(p is None or len(p["by_type"]) == 7 for p in predicted.values())
+    without = call(capsys, "methods", "--model_name_or_path", tiny_llama, "--lora_r", 4, "--no-predict")
+    assert [e["predicted"] for e in without] == [None] * len(names)
     wide = call(capsys, "methods", "--model_name_or_path", tiny_llama, "--lora_r", 40)  # over the 32 rows of k and v
     ranked = ["lora_xs", "mica", "milora", "pissa", "random_components"]
     assert [e["method"] for e in wide if e["trainable"] is None] == ranked
     assert [e["method"] for e in wide if e["share"] is None] == ranked
     assert main(["methods", "--model_name_or_path", str(tiny_llama), "--lora_r", "40"]) == 0
-    milora = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("milora"))
+    printed = capsys.readouterr().out
+    assert "predicted" in printed and "down_proj" in printed
+    milora = next(line for line in printed.splitlines() if line.startswith("milora"))
     assert milora.split()[1:3] == ["-", "-"]
+    for flags in ([], ["--predict"]):  # a configuration alone is enough to count, not to predict
+        alone = tmp_path / "alone"
+        alone.mkdir(exist_ok=True)
+        (alone / "config.json").write_bytes((tiny_llama / "config.json").read_bytes())
+        if flags:
+            assert "no weights" in refused(capsys, "methods", "--model_name_or_path", alone, *flags)
+        else:
+            assert {e["predicted"] for e in call(capsys, "methods", "--model_name_or_path", alone)} == {None}
     absent = refused(capsys, "methods", "--model_name_or_path", "no/such/folder/here")
     assert "model_name_or_path: got 'no/such/folder/here'" in absent
 

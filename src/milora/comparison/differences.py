@@ -15,7 +15,7 @@ def against(
 ) -> dict[str, dict[str, Any]]:
     """Other -> metric -> difference with its interval over seeds, and under ``rows`` the same over test rows."""
     found = {}
-    for name in grid.against:
+    for name in grid.others():
         other = bases[arm.variant] if name == "base" else counterpart(arm, arms, name)
         if other is not None and other is not arm:
             found[name] = _differences(arm, other, grid)

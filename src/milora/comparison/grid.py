@@ -103,9 +103,7 @@ class Grid(_Part):
     seeds: list[int] = Field([0], min_length=1, description="seeds; differences are paired by them")
     selection: Selection = Field(Selection(), description="how a learning rate is chosen")
     measure: Measure = Field(Measure(), description="what is measured of each run")
-    against: list[str] = Field(
-        ["lora", "base"], description="arms that others are compared with; base is the base model"
-    )
+    against: list[str] = Field([], description="arms that all are compared with, or base; lora and base if empty")
     checks: list[Check] = Field([], description="statements that can fail")
     level: float = Field(0.95, gt=0, lt=1, description="level of the bootstrap intervals")
     resamples: int = Field(10_000, gt=99, description="resamples of the bootstrap")
@@ -117,3 +115,7 @@ class Grid(_Part):
     def forms(self) -> list[Variant]:
         """The variants; the base model as it is where none is named."""
         return self.variants or [Variant(label="base")]
+
+    def others(self) -> list[str]:
+        """What all arms are compared with: `against`, else the arm `lora` where there is one, and the base model."""
+        return self.against or [*(["lora"] if "lora" in {arm.label for arm in self.arms} else []), "base"]

@@ -44,7 +44,7 @@ def results(
         "matched": matched_pairs(arms, grid),
         "selection": read_json(folder.selection_file),
         "checks": run_checks(grid, arms, bases, predicted),
-        "settings": {"seeds": grid.seeds, "level": grid.level, "resamples": grid.resamples, "against": grid.against,
+        "settings": {"seeds": grid.seeds, "level": grid.level, "resamples": grid.resamples, "against": grid.others(),
                      "variants": [v.model_dump(mode="json") for v in grid.forms()],
                      "measure": grid.measure.model_dump(mode="json")},
         "provenance": {"versions": versions(), "commit": commit(), "hardware": hardware()},

@@ -90,6 +90,22 @@ def names(v: SimpleNamespace) -> Iterator[str]:
             yield f"{key}: got {value!r}{nearest(value, allowed)}, allowed {', '.join(allowed)}"
 
 
+def matched_rate(v: SimpleNamespace) -> Iterator[str]:
+    """A rate is matched between methods whose first steps are predicted, for Adam's steps."""
+    if not isinstance(v.learning_rate, dict):
+        return
+    from milora.methods.first_steps import UNPREDICTED
+
+    match, own, allowed = v.learning_rate["match"], v.method, [m for m in known_methods() if m not in UNPREDICTED]
+    if match not in allowed:
+        yield f"learning_rate: got match {match!r}{nearest(match, allowed)}, allowed {', '.join(allowed)}"
+    if own in UNPREDICTED or v.method_settings.get("as_published"):
+        how = own if own in UNPREDICTED else f"{own} as_published"
+        yield f"learning_rate: got match with method {how}, whose first steps are not predicted, allowed a number"
+    if "adam" not in v.optim:
+        yield f"learning_rate: got match with optim {v.optim}, allowed with one of Adam's kind, or a number"
+
+
 def trackers(v: SimpleNamespace) -> Iterator[str]:
     """Where metrics are also sent."""
     for name in [v.report_to] if isinstance(v.report_to, str) else v.report_to:
@@ -155,6 +171,7 @@ CHECKS: tuple[tuple[Check, tuple[str, ...]], ...] = (
     (keys_of_the_method, ("method", *UNUSED["full"], "bias")),
     (quantisation, ("gguf_file", *QUANTISATION)),
     (names, ("dataset_format", "prompt_template", "lr_scheduler_type")),
+    (matched_rate, ("learning_rate", "method", "method_settings", "optim")),
     (trackers, ("report_to",)),
     (validation, (*VALIDATION_DATA, "load_best_model_at_end", "eval_strategy")),
     (intervals, ("eval_strategy", "eval_steps", "save_strategy", "save_steps")),

@@ -4,9 +4,9 @@ The command line makes its flags from these fields, the help text shows the desc
 prints the resolved values. Names are the field's own (transformers, TRL, PEFT).
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class AboutKeys(BaseModel):
@@ -78,6 +78,15 @@ class DataKeys(BaseModel):
     )
 
 
+class MatchedRate(BaseModel):
+    """The learning rate at which the first steps go as far as another method's do at its own."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    match: str = Field(description="the other method, with its own default alpha and this recipe's ranks")
+    at: float = Field(gt=0, description="its learning rate")
+
+
 class TrainingKeys(BaseModel):
     """How it trains: transformers' TrainingArguments by name."""
 
@@ -87,7 +96,9 @@ class TrainingKeys(BaseModel):
     per_device_train_batch_size: int = Field(8, gt=0, description="rows in one forward pass")
     per_device_eval_batch_size: int = Field(8, gt=0, description="rows in one forward pass of validation")
     gradient_accumulation_steps: int = Field(1, gt=0, description="forward passes in one optimiser step")
-    learning_rate: float = Field(3e-4, gt=0, description="peak learning rate")
+    learning_rate: Annotated[float, Field(gt=0)] | MatchedRate = Field(
+        3e-4, description="peak learning rate, or {match: METHOD, at: RATE}: first steps as long as that method's"
+    )
     lr_scheduler_type: str = Field("linear", description="linear, cosine, constant, constant_with_warmup, ...")
     warmup_steps: int | float = Field(0.03, ge=0, description="warm-up steps, or a share of all steps below 1")
     weight_decay: float = Field(0.0, ge=0, description="weight decay")

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from types import NoneType, SimpleNamespace, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from milora.errors import MiloraError
@@ -190,6 +190,10 @@ def _type(annotation: Any) -> str:
         return ", ".join(get_args(annotation))
     if get_origin(annotation) in (Union, UnionType):
         return " or ".join(_type(part) for part in get_args(annotation))
+    if get_origin(annotation) is Annotated:
+        return _type(get_args(annotation)[0])
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "{" + ", ".join(f"{key}: {_type(f.annotation)}" for key, f in annotation.model_fields.items()) + "}"
     if annotation is NoneType:
         return "null"
     return str(annotation) if get_args(annotation) else annotation.__name__

@@ -12,6 +12,7 @@ import torch
 from trl.trainer.sft_config import SFTConfig
 
 from milora.errors import MiloraError
+from milora.recipes.keys import MatchedRate
 from milora.recipes.schema import Recipe
 from milora.runs import RunFolder
 
@@ -75,6 +76,8 @@ def sft_arguments(recipe: Recipe, run: RunFolder, *, has_eval: bool, limit: int 
     _check(recipe, has_eval)
     settings = recipe.model_dump(mode="python")
     arguments = {key: settings[key] for key in SAME_NAME if settings.get(key) is not None}
+    if isinstance(recipe.learning_rate, MatchedRate):
+        arguments["learning_rate"] = recipe.learning_rate.at  # until the factors are there to match it by
     arguments |= ALWAYS
     arguments |= {"output_dir": str(run.path), "use_cpu": uses_cpu(recipe), "bf16": uses_bf16(recipe)}
     arguments |= {_CHECKPOINTING: recipe.gradient_checkpointing}

@@ -23,6 +23,7 @@ from milora.training import adalora
 from milora.training.arguments import optimiser_steps, sft_arguments
 from milora.training.checkpoints import newest_complete, step_of
 from milora.training.data import Data, load_data
+from milora.training.matching import match_rate
 from milora.training.progress import MetricsWriter, ProgressLine, StopOnNonFiniteLoss
 from milora.training.quiet import quiet_libraries
 from milora.training.saving import disk_full_in_one_line, save_result
@@ -66,7 +67,7 @@ def train(
     borrowed = base.lent() if base is not None and base.serves(recipe) else nullcontext()
     with quiet_libraries(adalora=recipe.method == "adalora"), disk_full_in_one_line(run.path), borrowed as model:
         with _removed_unless_started(run):
-            trainer, record = _build(recipe, run, console, model)
+            trainer, record = _build(recipe, run, console, resume, model)
             # Of several processes the first one writes, and all of them find the folder as it leaves it.
             if trainer.is_world_process_zero():
                 if resume:
@@ -87,7 +88,9 @@ def train(
     return run
 
 
-def _build(recipe: Recipe, run: RunFolder, console: Console, model: Any = None) -> tuple[RunTrainer, dict[str, Any]]:
+def _build(
+    recipe: Recipe, run: RunFolder, console: Console, resume: bool, model: Any = None
+) -> tuple[RunTrainer, dict[str, Any]]:
     """Read and check everything; returns the trainer and what goes into provenance.json."""
     # PEFT draws the start of some adapters from the global generator.
     set_seed(recipe.seed)
@@ -100,6 +103,7 @@ def _build(recipe: Recipe, run: RunFolder, console: Console, model: Any = None) 
     model = _load_model(recipe, console) if model is None else model
     record = provenance(seeds={"seed": recipe.seed}, data_hash=data.sha256, base_fingerprint=model_fingerprint(model))
     model = _attach(recipe, model, arguments, len(data.train), console)
+    record |= match_rate(recipe, model, arguments, run.provenance() if resume else {}, console)
     trainable, total = _count(model)
     record |= {
         "trainable_parameters": trainable,
