@@ -28,6 +28,7 @@ from milora.cli import (
     merge,
     methods,
     recipes,
+    retention,
     spectrum,
     train,
 )
@@ -50,6 +51,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("forgetting")(forgetting.forgetting)
 app.command("analyse")(analyse.analyse)
+app.command("retention")(retention.retention)
 app.command("export")(export.export)
 app.command("merge")(merge.merge)
 app.command("import")(importing.import_)
