@@ -132,7 +132,7 @@ def test_real_files(shared_data):
         "math/gsm8k_train.jsonl.gz": (7473, ["prompt", "completion"]),
         "math/metamath_form_train.jsonl.gz": (11473, ["prompt", "completion"]),
         "instruct/ultrafeedback_800.jsonl.gz": (800, ["prompt", "completion"]),
-        "visual/chiriqui_figures.jsonl": (183, ["messages"]),
+        "visual/chiriqui_figures.jsonl": (183, ["prompts", "completions", "image"]),
         "book/chiriqui.txt": (134, ["text"]),
         "wikitext/wikitext103_test.txt.gz": (2891, ["text"]),
     }

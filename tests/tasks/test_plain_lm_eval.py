@@ -12,7 +12,8 @@ from milora.tasks import folder
 NAMES = {
     "milora_boolq", "milora_piqa", "milora_social_i_qa", "milora_hellaswag", "milora_winogrande",
     "milora_arc_easy", "milora_arc_challenge", "milora_openbookqa", "milora_commonsense", "milora_gsm8k",
-    "milora_questions",
+    "milora_questions", "milora_pictures", "milora_pictures_blind", "milora_captions", "milora_captions_blind",
+    "milora_captions_written",
 }  # fmt: skip
 
 

@@ -9,6 +9,8 @@ the files by itself: in this package through :func:`milora.evaluation.evaluate`,
 | ``milora_commonsense`` and its eight sets | LLM-Adapters form | exact_match, strict and flexible |
 | ``milora_gsm8k`` | MetaMath form | exact_match, strict and flexible |
 | ``milora_questions`` | any local file of multiple-choice questions | acc, acc_norm |
+| ``milora_pictures``, ``milora_captions`` | any local file in LLaVA's form; ``_blind`` shows no picture | acc; nll |
+| ``milora_captions_written`` | the same | word_f1 |
 
 Where the rows come from: :mod:`milora.tasks.local_files`.
 """

@@ -6,45 +6,35 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset
 from rich.console import Console
 from transformers import PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
 from trl.trainer.sft_config import SFTConfig
 
 from milora.adapters import attach, decomposed_from, peft_config
-from milora.data import data_hash, load_examples, split_validation
 from milora.decompositions.workers import Rank
 from milora.errors import MiloraError
 from milora.models.fingerprint import model_fingerprint
-from milora.models.load import load_config, load_model, load_tokenizer
+from milora.models.load import load_model, load_processor, load_tokenizer
+from milora.models.pictures import Pictures, freeze_vision_tower, takes_pictures
 from milora.models.quantised import number_count
 from milora.recipes.schema import Recipe
 from milora.runs import RunFolder, keep_metrics_up_to, model_card, provenance
 from milora.training import adalora
 from milora.training.arguments import optimiser_steps, sft_arguments
 from milora.training.checkpoints import newest_complete, step_of
-from milora.training.masking import Lengths, tokenise
+from milora.training.masking import IMAGE
+from milora.training.pictures import PictureCollator, widen_saved_modules
 from milora.training.progress import MetricsWriter, ProgressLine, StopOnNonFiniteLoss
+from milora.training.reading import Data, load_data
 from milora.training.saving import disk_full_in_one_line, save_result
 from milora.training.spread import is_spread, whole_state
 from milora.training.summary import summary
 from milora.training.trainer import RunTrainer
-
-
-@dataclass
-class Data:
-    """Token ids and labels to train and to validate on, and what is worth knowing about them."""
-
-    train: Dataset
-    validation: Dataset | None
-    lengths: dict[str, Lengths]  # by data set, for provenance
-    sha256: str
 
 
 def train(
@@ -101,7 +91,9 @@ def _build(recipe: Recipe, run: RunFolder, console: Console) -> tuple[RunTrainer
     tokenizer = load_tokenizer(
         recipe.model_name_or_path, trust_remote_code=recipe.trust_remote_code, gguf_file=recipe.gguf_file
     )
-    data = _load_data(recipe, tokenizer, console)
+    processor = load_processor(recipe.model_name_or_path, trust_remote_code=recipe.trust_remote_code)
+    pictures = Pictures(processor) if processor else None
+    data = load_data(recipe, tokenizer, pictures, console)
     # Before the model is read: they join the processes that may have to share it.
     arguments = sft_arguments(recipe, run, has_eval=data.validation is not None, limit=data.lengths["dataset"].limit)
     model = _load_model(recipe, console)
@@ -114,7 +106,7 @@ def _build(recipe: Recipe, run: RunFolder, console: Console) -> tuple[RunTrainer
         "processes": arguments.world_size,
         "data": {name: lengths.as_dict() for name, lengths in data.lengths.items()},
     }
-    return _trainer(recipe, model, tokenizer, data, arguments), record
+    return _trainer(recipe, model, tokenizer, pictures, data, arguments), record
 
 
 def _load_model(recipe: Recipe, console: Console) -> Any:
@@ -129,46 +121,6 @@ def _load_model(recipe: Recipe, console: Console) -> Any:
         )
 
 
-def _load_data(recipe: Recipe, tokenizer: Any, console: Console) -> Data:
-    config = load_config(
-        recipe.model_name_or_path, trust_remote_code=recipe.trust_remote_code, gguf_file=recipe.gguf_file
-    )
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    lengths: dict[str, Lengths] = {}
-
-    def read(key: str, dataset: str, split: str, limit: int | None) -> tuple[Dataset, Dataset]:
-        examples = load_examples(
-            dataset,
-            format=recipe.dataset_format,
-            split=split,
-            template=recipe.prompt_template,
-            limit=limit,
-            seed=recipe.seed,
-            empty_rows=recipe.empty_rows,
-        )
-        # Before validation rows are split off, so that an error can number a row among all that were drawn.
-        rows, lengths[key] = tokenise(
-            examples,
-            tokenizer,
-            loss_on=recipe.loss_on,
-            max_length=recipe.max_length,
-            overlong=recipe.overlong,
-            context=context,
-            name=key,
-        )
-        for remark in lengths[key].remarks(recipe.overlong, context):
-            console.print(f"{key}: {remark}", style="yellow", highlight=False)
-        return examples, rows
-
-    with console.status(f"reading {recipe.dataset}"):
-        examples, rows = read("dataset", recipe.dataset, recipe.dataset_split, recipe.dataset_limit)
-        if recipe.eval_dataset:
-            validation = read("eval_dataset", recipe.eval_dataset, recipe.eval_split, None)[1]
-        else:
-            rows, validation = split_validation(rows, recipe.val_set_size, recipe.seed)
-        return Data(rows, validation, lengths, data_hash(examples))
-
-
 def _attach(recipe: Recipe, model: Any, arguments: SFTConfig, rows: int, console: Console) -> Any:
     settings = recipe.model_dump()
     if recipe.method == "adalora":
@@ -176,9 +128,12 @@ def _attach(recipe: Recipe, model: Any, arguments: SFTConfig, rows: int, console
         settings["method_settings"] = adalora.schedule(steps, recipe.lora_r, recipe.method_settings)
     config = peft_config(settings)
     if config is None:
+        freeze_vision_tower(model)
         return model
     with console.status(f"starting {recipe.method} on {recipe.target_modules}"):
         adapted = attach(model, config)
+    if arguments.bf16 and takes_pictures(model.config):
+        widen_saved_modules(adapted)
     if source := decomposed_from(adapted):
         console.print(f"{recipe.base_quantization or 'quantised'} base: decomposed {source}", highlight=False)
     return adapted
@@ -189,14 +144,20 @@ def _count(model: Any) -> tuple[int, int]:
     return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
 
 
-def _trainer(recipe: Recipe, model: Any, tokenizer: Any, data: Data, arguments: SFTConfig) -> RunTrainer:
+def _trainer(
+    recipe: Recipe, model: Any, tokenizer: Any, pictures: Pictures | None, data: Data, arguments: SFTConfig
+) -> RunTrainer:
+    shown = pictures if IMAGE in data.train.column_names else None
     try:
         trainer = RunTrainer(
             model,
             args=arguments,
             train_dataset=data.train,
             eval_dataset=data.validation,
-            processing_class=tokenizer,
+            processing_class=shown.processor if shown else tokenizer,
+            data_collator=PictureCollator(shown) if shown else None,
+            modules_to_save_learning_rate=recipe.modules_to_save_learning_rate,
+            group_by_modality_length=recipe.group_by_modality_length,
             uses_adalora=recipe.method == "adalora",
         )
     except ValueError as error:

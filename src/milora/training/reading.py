@@ -1,0 +1,78 @@
+"""The rows of a recipe: read, checked, made into token ids, and parted into training and validation."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+from rich.console import Console
+
+from milora.data import data_hash, load_examples, split_validation
+from milora.data.pictures import picture_folder
+from milora.models.load import load_config
+from milora.models.pictures import Pictures
+from milora.recipes.schema import Recipe
+from milora.training.masking import Lengths, tokenise
+from milora.training.pictures import located
+
+
+@dataclass
+class Data:
+    """Token ids and labels to train and to validate on, and what is worth knowing about them."""
+
+    train: Dataset
+    validation: Dataset | None
+    lengths: dict[str, Lengths]  # by data set, for provenance
+    sha256: str
+
+
+def load_data(recipe: Recipe, tokenizer: Any, pictures: Pictures | None, console: Console) -> Data:
+    """Read what a recipe trains and validates on.
+
+    Args:
+        recipe: names the data sets.
+        tokenizer: of the model.
+        pictures: how the model takes pictures; None where it takes none.
+        console: where remarks on the rows go.
+
+    Raises:
+        MiloraError: rows that cannot be read, or have nothing to train on.
+    """
+    config = load_config(
+        recipe.model_name_or_path, trust_remote_code=recipe.trust_remote_code, gguf_file=recipe.gguf_file
+    )
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    lengths: dict[str, Lengths] = {}
+
+    def read(key: str, dataset: str, split: str, limit: int | None) -> tuple[Dataset, Dataset]:
+        examples = load_examples(
+            dataset,
+            format=recipe.dataset_format,
+            split=split,
+            template=recipe.prompt_template,
+            limit=limit,
+            seed=recipe.seed,
+            empty_rows=recipe.empty_rows,
+            image_folder=recipe.image_folder,
+        )
+        # Before validation rows are split off, so that an error can number a row among all that were drawn.
+        rows, lengths[key] = tokenise(
+            examples,
+            tokenizer,
+            loss_on=recipe.loss_on,
+            max_length=recipe.max_length,
+            overlong=recipe.overlong,
+            context=context,
+            name=key,
+            pictures=pictures,
+        )
+        for remark in lengths[key].remarks(recipe.overlong, context):
+            console.print(f"{key}: {remark}", style="yellow", highlight=False)
+        return examples, located(rows, picture_folder(dataset, recipe.image_folder))
+
+    with console.status(f"reading {recipe.dataset}"):
+        examples, rows = read("dataset", recipe.dataset, recipe.dataset_split, recipe.dataset_limit)
+        if recipe.eval_dataset:
+            validation = read("eval_dataset", recipe.eval_dataset, recipe.eval_split, None)[1]
+        else:
+            rows, validation = split_validation(rows, recipe.val_set_size, recipe.seed)
+        return Data(rows, validation, lengths, data_hash(examples))
