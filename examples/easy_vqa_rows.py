@@ -2,8 +2,8 @@
 
     python examples/easy_vqa_rows.py easy-vqa --train 2000 --test 500
 
-writes train.jsonl, in which up to four questions about a picture are one conversation, pictures.jsonl, in which each row is
-one question about a test picture with its choices (for `milora eval --tasks milora_pictures`), and the pictures themselves.
+writes train.jsonl, in which up to four questions about a picture are one conversation, pictures.jsonl, in which each
+row is one question about a test picture with its choices (for `milora eval --tasks milora_pictures`), and the pictures.
 """
 
 import argparse

@@ -22,10 +22,15 @@ ROWS = {
     "prompt_completion": {"prompt": "The sky is", "completion": " blue."},
     "messages": {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]},
     "sharegpt": {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]},
+    "llava": {"image": None, "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]},
     "text": {"text": "A line."},
 }
 ALPACA_PROMPT = f"{SENTENCE}\n\n### Instruction:\nAdd.\n\n### Response:"
 MATH_PROMPT = f"{SENTENCE}\n\n### Instruction:\n1+1?\n\n### Response:"
+VICUNA = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
 TALK = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}
 EXAMPLES = {
     "alpaca": {"prompt": ALPACA_PROMPT, "completion": "Done."},
@@ -38,6 +43,7 @@ EXAMPLES = {
     "prompt_completion": {"prompt": "The sky is", "completion": " blue."},
     "messages": TALK,
     "sharegpt": TALK,
+    "llava": {"prompts": [f"{VICUNA} USER: Hi ASSISTANT:"], "completions": [" Ho"], "image": None},
     "text": {"text": "A line."},
 }
 
@@ -49,7 +55,7 @@ def write(path, rows):
 
 def test_every_format_has_a_case_here():
     assert set(FORMATS) == set(ROWS) == set(EXAMPLES)
-    assert len(FORMATS) == 8
+    assert len(FORMATS) == 9
     assert set(TEMPLATES) == {"alpaca", "commonsense", "metamath", "gsm8k", "chat"}
 
 

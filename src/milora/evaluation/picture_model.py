@@ -1,7 +1,7 @@
 """The harness's model around an image-text model that is already built: requests may show a picture.
 
-The harness's own class for such models generates only; here a text's log-likelihood after a picture is taken as well, and
-prompts are tokenised as they are in training.
+The harness's own class for such models generates only; here a text's log-likelihood after a picture is taken as well,
+and prompts are tokenised as they are in training.
 """
 
 from collections.abc import Sequence
@@ -72,17 +72,18 @@ class PictureModel(BuiltModel):
     def _pair(self, prompt: str, continuation: str) -> tuple[list[int], int]:
         """The ids of both, a picture with all its tokens, and how many of them are the prompt's."""
         before, ids = self._ids(prompt), self._ids(prompt + continuation)
-        start = next(
-            (i for i, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), min(len(before), len(ids))
-        )
+        shared = [a == b for a, b in zip(before, ids, strict=False)]
+        start = shared.index(False) if False in shared else len(shared)
         wide, _ = self.pictures.expand(ids, ids)
         self._check_room(len(wide))
         return wide, start + len(wide) - len(ids)
 
     def _check_room(self, length: int) -> None:
         if length > self.max_length:
-            raise MiloraError(f"tasks: a prompt with its picture and answer is {length} tokens long, the model's context"
-                              f" {self.max_length}")  # fmt: skip
+            raise MiloraError(
+                f"tasks: a prompt with its picture and answer is {length} tokens long, the model's context"
+                f" {self.max_length}"
+            )
 
     @torch.no_grad()
     def _likelihoods(self, rows: list[tuple[list[int], int, Any]]) -> list[tuple[float, bool]]:

@@ -1,8 +1,8 @@
-"""Pictures for image-text models of LLaVA-1.5's kind: a picture is one placeholder token in the text, and a fixed number of
-vision features in its place.
+"""Pictures for image-text models of LLaVA-1.5's kind: a picture is one placeholder in the text, and a fixed number
+of vision features in its place.
 
-A picture is padded to a square with the processor's mean colour before it is resized (LLaVA's `image_aspect_ratio: pad`,
-`expand2square`; Liu et al., arXiv 2310.03744), whatever the processor would do with its longer side.
+A picture is padded to a square with the processor's mean colour before it is resized (LLaVA's `image_aspect_ratio pad`;
+Liu et al., arXiv 2310.03744), whatever the processor would do with its longer side.
 """
 
 from __future__ import annotations

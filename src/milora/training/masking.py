@@ -171,9 +171,8 @@ Row = tuple[list[int], list[int], bool]  # ids, labels, whether a token spans th
 
 def _has_pictures(examples: Dataset, pictures: Pictures | None, name: str) -> bool:
     """Whether the rows may have pictures, which all data sets of a run then say row by row."""
-    first = (
-        next((i for i, file in enumerate(examples[IMAGE]) if file), None) if IMAGE in examples.column_names else None
-    )
+    files = examples[IMAGE] if IMAGE in examples.column_names else []
+    first = next((i for i, file in enumerate(files) if file), None)
     if first is not None and pictures is None:
         raise MiloraError(
             f"{name}: row {first + 1} of the rows drawn has an image, and the model takes none; allowed an image-text"
@@ -204,9 +203,7 @@ def _encoder(
         )
     if "text" in columns:
         return lambda batch: _encode_texts(batch["text"], tokenizer)
-    raise MiloraError(
-        f"{name}: got columns {sorted(columns)}, allowed prompt and completion, messages, text, or rounds"
-    )
+    raise MiloraError(f"{name}: got columns {sorted(columns)}, allowed prompt and completion, messages, rounds or text")
 
 
 def _collect(rows: Iterable[Row], limit: int | None, pictures: Pictures | None) -> dict[str, list]:

@@ -1,8 +1,8 @@
 """LLaVA: a conversation about one picture, or about none; LLaVA-1.5's training data (llava_v1_5_mix665k) has this form.
 
 Source: haotian-liu/LLaVA, docs/Finetune_Custom_Data.md and llava/train/train.py. `image` is a path in the image folder;
-a row without it is text alone. `<image>` stands once, in the first question, and is moved to its beginning, as there; an
-answer before the first question is left out, as there.
+a row without it is text alone. `<image>` stands once, in the first question, and is moved to its beginning, as there;
+an answer before the first question is left out, as there.
 
 A row:
 
