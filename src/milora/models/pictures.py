@@ -65,8 +65,8 @@ class Pictures:
 
     def __init__(self, processor: Any):
         self.processor, self.tokenizer = processor, processor.tokenizer
-        self.token = getattr(processor, "image_token", None)
-        if self.token is None:
+        self.token: str = getattr(processor, "image_token", None) or ""
+        if not self.token:
             raise MiloraError(
                 f"processor: {type(processor).__name__} has no image token, allowed those of LLaVA's kind"
             )
