@@ -70,13 +70,13 @@ def excerpt(data_dir: Path, folder: Path, paragraphs: int, tokenizer: Any) -> di
     lengths = [len(tokenizer(text)["input_ids"]) for text in texts]
     held = [sum(2 if kind == "mcq" else 1 for (kind, _), at in place.items() if at == p) for p in range(len(texts))]
     chosen = sorted(sorted(range(len(texts)), key=lambda p: -held[p] / lengths[p])[:paragraphs])
-    kept = {
-        kind: [row for i, row in enumerate(rows) if place[kind, i] in chosen] for kind, rows in questions.items()
-    }
+    kept = {kind: [row for i, row in enumerate(rows) if place[kind, i] in chosen] for kind, rows in questions.items()}
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "excerpt.txt", "\n\n".join(texts[p] for p in chosen) + "\n")
     for kind, rows in kept.items():
-        write_text(folder / f"excerpt_{kind}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_text(
+            folder / f"excerpt_{kind}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        )
     counts = {kind: len(rows) for kind, rows in kept.items()}
     return {"paragraphs": paragraphs, "tokens": sum(lengths[p] for p in chosen), **counts}
 
@@ -86,7 +86,9 @@ def jobs(grid: Grid, output: Path, model: str, seeds: list[int], arms: list[str]
     found = measured_jobs(grid, output, {"base": model}, {}, all_rates=True)
     found = [job for job in found if job.seed in seeds and (not arms or job.cell.arm.label in arms)]
     order = {arm.label: i for i, arm in enumerate(grid.arms)}
-    found.sort(key=lambda job: (seeds.index(job.seed), job.cell.rates.index(job.learning_rate), order[job.cell.arm.label]))
+    found.sort(
+        key=lambda job: (seeds.index(job.seed), job.cell.rates.index(job.learning_rate), order[job.cell.arm.label])
+    )
     return [_adjusted(job) for job in found]
 
 

@@ -171,7 +171,8 @@ def _epochs(arms: Sequence[Mapping[str, Any]]) -> list[str]:
     for arm in arms:
         found = {step["epoch"]: step["metrics"] for step in arm["steps"]}
         cells = [
-            f"{found[e]['wording_accuracy']['mean']:.2f} / {found[e]['kl']['mean']:.2f}" if e in found else "-" for e in epochs
+            f"{found[e]['wording_accuracy']['mean']:.2f} / {found[e]['kl']['mean']:.2f}" if e in found else "-"
+            for e in epochs
         ]
         rows.append([arm["label"], *cells])
     return _table(["arm", *(f"{e:g}" for e in epochs)], rows)

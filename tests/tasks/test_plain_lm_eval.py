@@ -14,6 +14,8 @@ NAMES = {
     "milora_arc_easy", "milora_arc_challenge", "milora_openbookqa", "milora_commonsense", "milora_gsm8k",
     "milora_questions", "milora_book_mcq", "milora_book_mcq_letters", "milora_book_cloze", "milora_book_wording",
     "milora_math", "milora_math500",
+    "milora_pictures", "milora_pictures_blind", "milora_captions", "milora_captions_blind",
+    "milora_captions_written",
 }  # fmt: skip
 
 

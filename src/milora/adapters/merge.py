@@ -12,7 +12,7 @@ from milora.adapters.export import check_free
 from milora.adapters.merge_shards import MAX_SHARD_SIZE, NotStreamable, merge_shards
 from milora.adapters.tied import check_not_tied
 from milora.models.atomic import replacing
-from milora.models.load import load_model, load_tokenizer
+from milora.models.load import load_model, load_processor, load_tokenizer
 
 
 def merge(
@@ -73,5 +73,5 @@ def merge_adapter(
     merged = model.merge_and_unload(safe_merge=True)
     with replacing(target) as temporary:
         merged.save_pretrained(temporary)
-        load_tokenizer(model_name_or_path).save_pretrained(temporary)
+        (load_processor(model_name_or_path) or load_tokenizer(model_name_or_path)).save_pretrained(temporary)
     return target

@@ -109,11 +109,12 @@ def _refuse_existing(path: str, names: list[str], output: Path | None, overwrite
 def _evaluate(tuned: Any, names: list[str], run: Any, overwrite: bool, settings: dict[str, Any]) -> dict[str, Any]:
     from milora import evaluation
 
+    tokenizer = tuned.processor or tuned.tokenizer
     if not tuned.has_base:
-        return evaluation.evaluate(tuned.model, tuned.tokenizer, names, **settings)
+        return evaluation.evaluate(tuned.model, tokenizer, names, **settings)
     return evaluation.evaluate_base_and_tuned(
         tuned.model,
-        tuned.tokenizer,
+        tokenizer,
         names,
         base_model=tuned.base_model,
         run_folder=run and run.path,

@@ -46,7 +46,7 @@ def evaluate(
 
     Args:
         model: a built PreTrainedModel or PeftModel, on its device.
-        tokenizer: its tokenizer.
+        tokenizer: its tokenizer; the processor of an image-text model, for tasks that show pictures.
         tasks: names of tasks or groups.
         limit: the first so many rows of each task, or a share of them below 1; None for all.
         batch_size: requests a forward pass.
@@ -80,9 +80,7 @@ def evaluate(
     settings |= {"task_seed": task_seed, "max_length": _checked_length(model, max_length)}
     with _quiet_harness(), _seeded(seed), _mode_kept(model):
         loaded = _load_tasks(names, data_dir, include_path, task_seed)
-        from milora.evaluation.language_model import BuiltModel
-
-        lm = BuiltModel(model, tokenizer, batch_size=batch_size, max_length=max_length, progress=progress)
+        lm = _harness_model(model, tokenizer, batch_size=batch_size, max_length=max_length, progress=progress)
         for name, task in loaded["tasks"].items():
             _configure(name, task, overrides, num_fewshot, seed, lm)
         output = _run(lm, loaded, limit, apply_chat_template)
@@ -160,9 +158,19 @@ def _load_tasks(names: list[str], data_dir: Any, include_path: Any, task_seed: i
         raise MiloraError(f"tasks: {', '.join(names)} cannot be loaded ({line})") from error
 
 
+def _harness_model(model: Any, tokenizer: Any, **settings: Any) -> Any:
+    from milora.evaluation.language_model import BuiltModel
+    from milora.evaluation.picture_model import PictureModel
+
+    kind = PictureModel if hasattr(tokenizer, "image_processor") else BuiltModel
+    return kind(model, tokenizer, **settings)
+
+
 def _configure(name: str, task: Any, overrides: dict[str, Any], num_fewshot: int | None, seed: int, lm: Any) -> None:
     from milora.evaluation.language_model import new_tokens
 
+    if getattr(task, "MULTIMODAL", False) and not getattr(lm, "MULTIMODAL", False):
+        raise MiloraError(f"tasks: {name} shows pictures, the model takes none; allowed an image-text model")
     if task.get_config("output_type") == "generate_until":
         if overrides:
             task.set_config(key="generation_kwargs", value=overrides, update=True)

@@ -33,6 +33,7 @@ OTHER_NAMES = {
     "r": "lora_r",
     "lora_rank": "lora_r",
     "alpha": "lora_alpha",
+    "mm_projector_lr": "modules_to_save_learning_rate",
     "lora_target": "target_modules",
     "lora_target_modules": "target_modules",
     "adapter": "method",

@@ -12,6 +12,8 @@ the files by itself: in this package through :func:`milora.evaluation.evaluate`,
 | ``milora_book_mcq``, ``_mcq_letters``, ``_cloze`` | a book's questions | acc, acc_norm |
 | ``milora_book_wording`` | a book's text | nll, token_accuracy, nll_per_byte, exact |
 | ``milora_questions`` | any local file of multiple-choice questions | acc, acc_norm |
+| ``milora_pictures``, ``milora_captions`` | any local file in LLaVA's form; ``_blind`` shows no picture | acc; nll |
+| ``milora_captions_written`` | the same | word_f1 |
 
 Where the rows come from: :mod:`milora.tasks.local_files`.
 """
