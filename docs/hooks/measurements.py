@@ -35,7 +35,7 @@ def four_methods(name: str) -> str:
 
 
 def _run(run: dict[str, Any]) -> list[str]:
-    losses = [point["eval_loss"] for point in run["eval_loss"]] if run.get("eval_loss") else []
+    losses = [loss for _, loss in run.get("eval_loss") or []]
     scores = [row for row in run.get("comparison") or [] if row["filter"] == "flexible"]
     whole = scores[-1] if scores else None
     return [

@@ -38,6 +38,7 @@ def executed(text: str) -> Any:
             "PYTHONPATH": os.pathsep.join(filter(None, [str(SOURCE), os.environ.get("PYTHONPATH")])),
         }  # fmt: skip
         client = NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources={"metadata": {"path": folder}})
+        client.create_kernel_manager().transport = "ipc"  # the default, TCP, is open to others on the machine
         client.execute(env=environment)
     return notebook
 
