@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-from tables import prose
+from markdown_tables import prose
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "milora"
 # Rooms whose modules are asked for by name.

@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from tables import code, prose, table
+from markdown_tables import code, prose, table
 
 
 def columns() -> str:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tables import plain, table
+from markdown_tables import plain, table
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 LABELS = {"lora": "LoRA", "pissa": "PiSSA", "milora": "MiLoRA", "mica": "MiCA"}

@@ -9,7 +9,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from tables import code, fence, prose, table
+from markdown_tables import code, fence, prose, table
 
 NOTES = Path(__file__).resolve().parents[1] / "methods"
 SHAPES = ((4096, 4096), (11008, 4096), (4096, 11008))  # Llama-2-7B: q, k, v, o; gate and up; down

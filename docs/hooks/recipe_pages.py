@@ -3,7 +3,7 @@
 import types
 from typing import Any, Literal, Union, get_args, get_origin
 
-from tables import code, fence, plain, table
+from markdown_tables import code, fence, plain, table
 
 
 def keys() -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tables import code, fence, plain, table
+from markdown_tables import code, fence, plain, table
 
 
 class Loader(yaml.SafeLoader):

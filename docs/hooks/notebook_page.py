@@ -9,7 +9,7 @@ from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
-from tables import fence
+from markdown_tables import fence
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -38,7 +38,6 @@ def executed(text: str) -> Any:
             "PYTHONPATH": os.pathsep.join(filter(None, [str(SOURCE), os.environ.get("PYTHONPATH")])),
         }  # fmt: skip
         client = NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources={"metadata": {"path": folder}})
-        client.create_kernel_manager().transport = "ipc"  # the default, TCP, is open to others on the machine
         client.execute(env=environment)
     return notebook
 

@@ -14,7 +14,7 @@ import data_page
 import mathml
 import measurements
 import method_pages
-import notebook
+import notebook_page
 import recipe_pages
 import task_page
 from mkdocs.structure.files import File, Files
@@ -31,7 +31,7 @@ PIECES: dict[str, Callable[..., str]] = {
     "measured-step": measurements.step_time,
     "method": method_pages.facts,
     "methods-table": method_pages.table_of_methods,
-    "notebook": notebook.page,
+    "notebook": notebook_page.page,
     "recipe-keys": recipe_pages.keys,
     "recipe-other-names": recipe_pages.other_names,
     "recipes": recipe_pages.shipped,
