@@ -84,3 +84,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def on_page_content(html: str, **_: Any) -> str:
     """Turn formulas into MathML and tables into what a keyboard can scroll."""
     return mathml.scrollable(mathml.formulas(html))
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Give the theme's search dialog a name."""
+    return output.replace('role="dialog"', 'role="dialog" aria-label="Search"')

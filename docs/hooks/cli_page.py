@@ -10,7 +10,8 @@ from markdown_tables import code, plain, table
 def page() -> str:
     """Every verb on one page."""
     return (
-        "# Command line\n\nFlags may be written in snake_case or in kebab-case; those of `milora` itself may stand anywhere.\n"
+        "# Command line\n\nFlags may be written in snake_case or in kebab-case; those of `milora` itself may stand "
+        "anywhere.\n"
         "Exit codes: 0 done; 1 the run failed; 2 a wrong call; 130 interrupted.\n\n<!-- generated: cli -->\n"
     )
 
@@ -44,7 +45,9 @@ def _section(path: list[str], command: Any) -> str:
         rows = [[code(a.name), "required" if a.required else "optional", plain(a.help or "")] for a in arguments]
         parts.append(table(["argument", "", "meaning"], rows))
     if options:
-        parts.append(table(["flag", "default", "meaning"], [[_flags(o), _default(o), plain(o.help or "")] for o in options]))
+        parts.append(
+            table(["flag", "default", "meaning"], [[_flags(o), _default(o), plain(o.help or "")] for o in options])
+        )
     if path == ["milora", "train"]:
         parts.append(_train_switches())
     return "\n".join(parts)

@@ -1,6 +1,8 @@
 """Markdown tables, and plain text made safe for Markdown."""
 
+import itertools
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -36,8 +38,13 @@ def fence(text: str, language: str = "") -> str:
 
 
 def prose(docstring: str) -> str:
-    """A docstring as Markdown: indented blocks stay code, and in lines of text only `code` is markup."""
-    return "\n".join(line if line.startswith("    ") else plain(line) for line in docstring.splitlines())
+    """A docstring as Markdown: indented paragraphs are code, and in lines of text only `code` is markup."""
+    paragraphs = re.split(r"\n\s*\n", docstring.strip("\n"))
+    parts: list[str] = []
+    for indented, run in itertools.groupby(paragraphs, key=lambda text: text.startswith("  ")):
+        text = "\n\n".join(run)
+        parts.append(fence(textwrap.dedent(text), "text") if indented else "\n".join(map(plain, text.splitlines())))
+    return "\n\n".join(parts)
 
 
 def plain(line: str) -> str:

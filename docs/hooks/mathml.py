@@ -16,7 +16,11 @@ def formulas(html: str) -> str:
 def _one(found: re.Match[str]) -> str:
     display = "block" if found[2] == "[" else "inline"
     made = convert(entities.unescape(found[3]).strip(), display=display)
-    return made if display == "inline" else f'<div class="formula" tabindex="0" role="group" aria-label="formula">{made}</div>'
+    return (
+        made
+        if display == "inline"
+        else f'<div class="formula" tabindex="0" role="group" aria-label="formula">{made}</div>'
+    )
 
 
 def scrollable(html: str) -> str:

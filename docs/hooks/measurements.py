@@ -29,7 +29,8 @@ def four_methods(name: str) -> str:
     header = ["method", "trained numbers", "lowest validation loss", "KL from the base", "score, flexible"]
     seeds = sorted({run["recipe"]["seed"] for run in runs})
     steps = sorted({run["recipe"]["max_steps"] for run in runs})
-    said = f"{' and '.join(map(str, steps))} steps, seed {', '.join(map(str, seeds))}, learning rate {runs[0]['recipe']['learning_rate']:g}."
+    rate = runs[0]["recipe"]["learning_rate"]
+    said = f"{' and '.join(map(str, steps))} steps, seed {', '.join(map(str, seeds))}, learning rate {rate:g}."
     width = len(header) if scored else len(header) - 1
     return f"{said}\n\n" + table(header[:width], [row[:width] for row in rows], right=range(1, width))
 
@@ -81,11 +82,15 @@ def comparisons(prefix: str) -> str:
 def _comparison(path: Path, content: dict[str, Any]) -> str:
     arms = content["arms"]
     metrics = _columns(arms)
-    rows = [[_label(arm), f"{arm['learning_rate']:g}", _seeds(arm), *(_metric(arm, m) for m in metrics)] for arm in arms]
+    rows = [
+        [_label(arm), f"{arm['learning_rate']:g}", _seeds(arm), *(_metric(arm, m) for m in metrics)] for arm in arms
+    ]
     header = ["arm", "learning rate", "seeds", *(plain(NAMES.get(m, m)) for m in metrics)]
-    parts = [f"**{plain(path.stem.replace('_', ' '))}** (`benchmarks/results/{path.name}`): means over seeds ± standard error.\n",
-             table(header, rows, right=range(1, len(header)))]  # fmt: skip
-    return "\n".join([*parts, *_against_lora(arms, metrics), *_predictions(arms), *_checks(content.get("checks") or [])])
+    title = f"**{plain(path.stem.replace('_', ' '))}** (`benchmarks/results/{path.name}`)"
+    parts = [f"{title}: means over seeds ± standard error.\n", table(header, rows, right=range(1, len(header)))]
+    return "\n".join(
+        [*parts, *_against_lora(arms, metrics), *_predictions(arms), *_checks(content.get("checks") or [])]
+    )
 
 
 def _label(arm: dict[str, Any]) -> str:
@@ -123,15 +128,25 @@ def _against_lora(arms: list[dict[str, Any]], metrics: list[str]) -> list[str]:
 
 
 def _predictions(arms: list[dict[str, Any]]) -> list[str]:
-    rows = [[_label(arm), pm((arm.get("predicted") or {}).get("all"), None), pm((arm.get("measured") or {}).get("all"), None)]
-            for arm in arms if arm.get("predicted")]  # fmt: skip
+    def ratio(arm: dict[str, Any], which: str) -> str:
+        return pm((arm.get(which) or {}).get("all"), None)
+
+    rows = [[_label(a), ratio(a, "predicted"), ratio(a, "measured")] for a in arms if a.get("predicted")]
     said = "Size of the change beside LoRA's, predicted from the start and measured:\n"
     return [said, table(["arm", "predicted", "measured"], rows, right=(1, 2))] if rows else []
 
 
 def _checks(checks: list[dict[str, Any]]) -> list[str]:
     verdict = {True: "yes", False: "no", None: "not measured"}
-    rows = [[plain(c.get("what") or c["name"]), pm(c.get("value"), None), f"{c['sense']} {c['limit']:g}".replace("<=", "≤").replace(">=", "≥"),
-             verdict[c.get("passed")], "yes" if c.get("gate") else "reported only"] for c in checks]  # fmt: skip
+    signs = {">=": "≥", "<=": "≤"}
+    rows = [
+        [
+            plain(c.get("what") or c["name"]),
+            pm(c.get("value"), None),
+            f"{signs.get(c['sense'], c['sense'])} {c['limit']:g}",
+            verdict[c.get("passed")],
+            "yes" if c.get("gate") else "reported only",
+        ]
+        for c in checks
+    ]
     return ["Checks:\n", table(["what", "value", "asked for", "holds", "a gate"], rows, right=(1,))] if rows else []
-

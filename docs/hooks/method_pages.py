@@ -14,7 +14,14 @@ from markdown_tables import code, fence, prose, table
 NOTES = Path(__file__).resolve().parents[1] / "methods"
 SHAPES = ((4096, 4096), (11008, 4096), (4096, 11008))  # Llama-2-7B: q, k, v, o; gate and up; down
 RANK = 16
-TITLES = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA", "adalora": "AdaLoRA", "vera": "VeRA", "full": "Full fine-tuning"}
+TITLES = {
+    "lora": "LoRA",
+    "rslora": "rsLoRA",
+    "dora": "DoRA",
+    "adalora": "AdaLoRA",
+    "vera": "VeRA",
+    "full": "Full fine-tuning",
+}
 # Fields of a SpectralConfig that a recipe says by another key, or that are filled in when an adapter is made.
 SAID_ELSEWHERE = {"embedding_modules", "base_fingerprint", "base_precision", "target_parameters"}
 
@@ -128,7 +135,11 @@ def _settings(name: str) -> list[str]:
     from milora.recipes.method_settings import known_methods
 
     own, fields = known_methods().get(name, ()), _fields(name)
-    rows = [[code(n), code(_default(fields[n])), _help(fields[n], n)] for n in own if n in fields and n not in SAID_ELSEWHERE]
+    rows = [
+        [code(n), code(_default(fields[n])), _help(fields[n], n)]
+        for n in own
+        if n in fields and n not in SAID_ELSEWHERE
+    ]
     if not rows:
         return []
     intro = "In a recipe these stand in `method_settings`, in Python they are fields of the configuration.\n"
@@ -218,8 +229,13 @@ def python(name: str) -> str:
         call = f'SpectralConfig(method="{name}", {rank}target_modules="all-linear", task_type="CAUSAL_LM")'
         imports = "from milora import SpectralConfig\nfrom peft import get_peft_model"
         return f"{imports}\n\nmodel = get_peft_model(model, {call})"
-    settings = {"method": name, "lora_r": 32, **({"method_settings": {"total_step": 1000, "init_r": 48}} if name == "adalora" else {})}
+    settings = {
+        "method": name,
+        "lora_r": 32,
+        **({"method_settings": {"total_step": 1000, "init_r": 48}} if name == "adalora" else {}),
+    }
     return (
-        "from milora.adapters import attach, peft_config\n\n"
-        f"model = attach(model, peft_config({settings!r}))".replace("'", '"')
+        f"from milora.adapters import attach, peft_config\n\nmodel = attach(model, peft_config({settings!r}))".replace(
+            "'", '"'
+        )
     )

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from nbclient import NotebookClient
 from markdown_tables import fence
+from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -37,7 +37,9 @@ def executed(text: str) -> Any:
             "HF_HUB_OFFLINE": "1", "MILORA_CACHE": folder,
             "PYTHONPATH": os.pathsep.join(filter(None, [str(SOURCE), os.environ.get("PYTHONPATH")])),
         }  # fmt: skip
-        client = NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources={"metadata": {"path": folder}})
+        client = NotebookClient(
+            notebook, timeout=TIMEOUT, kernel_name="python3", resources={"metadata": {"path": folder}}
+        )
         client.execute(env=environment)
     return notebook
 

@@ -8,7 +8,8 @@ from markdown_tables import code, fence, plain, table
 
 def keys() -> str:
     """Every key with its type, default and description, in the groups in which they are declared."""
-    from milora.recipes import Recipe, keys as declared
+    from milora.recipes import Recipe
+    from milora.recipes import keys as declared
 
     parts: list[str] = []
     groups = [group for group in vars(declared).values() if isinstance(group, type) and group in Recipe.__mro__]
@@ -39,14 +40,20 @@ def type_name(annotation: Any) -> str:
         return f"list of {type_name(arguments[0])}"
     if origin is dict:
         return f"mapping of {type_name(arguments[0])} to {type_name(arguments[1])}"
-    return {"Any": "any value"}.get(getattr(annotation, "__name__", ""), getattr(annotation, "__name__", str(annotation)))
+    return {"Any": "any value"}.get(
+        getattr(annotation, "__name__", ""), getattr(annotation, "__name__", str(annotation))
+    )
 
 
 def _default(field: Any) -> str:
     if field.is_required():
         return "required"
     default = field.get_default(call_default_factory=True)
-    return "" if default is None else code({True: "true", False: "false"}.get(default, default) if isinstance(default, bool) else default)
+    return (
+        ""
+        if default is None
+        else code({True: "true", False: "false"}.get(default, default) if isinstance(default, bool) else default)
+    )
 
 
 def other_names() -> str:
@@ -61,7 +68,9 @@ def shipped() -> str:
     from milora.recipes import load_recipe, recipes
 
     found = {name: (path, load_recipe(name)) for name, path in recipes().items()}
-    parts = [table(["recipe", "what it is"], [[f"[{n}](#{n})", plain(r.description or "")] for n, (_, r) in found.items()])]
+    parts = [
+        table(["recipe", "what it is"], [[f"[{n}](#{n})", plain(r.description or "")] for n, (_, r) in found.items()])
+    ]
     for name, (path, _) in found.items():
         parts += [f"## {name}\n", fence(path.read_text(encoding="utf-8"), "yaml")]
     return "\n".join(parts)

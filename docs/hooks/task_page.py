@@ -45,7 +45,12 @@ def tasks() -> str:
     for name, path in found.items():
         text = path.read_text(encoding="utf-8")
         comment = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
-        parts += [f"## {name}\n", plain(comment) + "\n", f"File: {code(path.relative_to(folder()))}\n", fence(text, "yaml")]
+        parts += [
+            f"## {name}\n",
+            plain(comment) + "\n",
+            f"File: {code(path.relative_to(folder()))}\n",
+            fence(text, "yaml"),
+        ]
     return "\n".join(parts)
 
 

@@ -26,6 +26,8 @@ def hooks() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def pages(hooks: Any) -> dict[str, str]:
     """Every page by its path below docs, as Markdown with all that is generated filled in, the notebook's aside."""
-    written = {p.relative_to(ROOT / "docs").as_posix(): p.read_text(encoding="utf-8") for p in (ROOT / "docs").rglob("*.md")}
+    written = {
+        p.relative_to(ROOT / "docs").as_posix(): p.read_text(encoding="utf-8") for p in (ROOT / "docs").rglob("*.md")
+    }
     raw = written | {path: text for path, text in hooks.generated_pages().items() if "generated: notebook" not in text}
     return {path: hooks.filled(text) for path, text in raw.items()}

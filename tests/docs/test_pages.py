@@ -70,17 +70,25 @@ def test_every_command_can_be_called(pages: dict[str, str]):
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("call", ["export x --model_name_or_path m --output o --rnak 3", "trian r.yaml", "train --lora_rr 4",
-                                  "export x --model_name_or_path m --output o --to onnx", "recipes show"])  # fmt: skip
+@pytest.mark.parametrize(
+    "call",
+    [
+        "export x --model_name_or_path m --output o --rnak 3",
+        "export x --model_name_or_path m --output o --to onnx",
+        "trian r.yaml",
+        "train --lora_rr 4",
+        "recipes show",
+    ],
+)
 def test_a_wrong_command_is_noticed(call: str):
     with pytest.raises((KeyError, MiloraError, typer.TyperException)):
         check_call(call.split())
 
 
 def test_a_wrong_fragment_is_noticed():
-    check_call("export --to lora --rank q".split(), whole=False)
+    check_call(["export", "--to", "lora", "--rank", "q"], whole=False)
     with pytest.raises(AssertionError):
-        check_call("export --rnak q".split(), whole=False)
+        check_call(["export", "--rnak", "q"], whole=False)
 
 
 def test_every_mark_is_filled_and_every_piece_is_asked_for(hooks: Any, pages: dict[str, str]):
@@ -109,7 +117,12 @@ def test_every_method_has_a_page_with_what_the_code_knows(hooks: Any, pages: dic
 
 def test_counts_of_methods_are_those_of_the_papers(hooks: Any):
     counts, r = hooks.method_pages.counts, hooks.method_pages.RANK
-    assert counts("milora") == counts("pissa") == counts("lora") == [r * (out + in_) for out, in_ in hooks.method_pages.SHAPES]
+    assert (
+        counts("milora")
+        == counts("pissa")
+        == counts("lora")
+        == [r * (out + in_) for out, in_ in hooks.method_pages.SHAPES]
+    )
     assert counts("mica") == [r * in_ for _, in_ in hooks.method_pages.SHAPES]
     assert counts("dora") == [r * (out + in_) + out for out, in_ in hooks.method_pages.SHAPES]
     assert counts("vera") == [r + out for out, _ in hooks.method_pages.SHAPES]
@@ -179,7 +192,9 @@ def test_the_command_line_page_is_whole(hooks: Any, pages: dict[str, str]):
 
 
 def test_files_that_pages_name_are_there(pages: dict[str, str]):
-    named = {name for text in pages.values() for name in re.findall(r"(?:examples|benchmarks|src)/[\w./-]+\w\b(?!\*)", text)}
+    named = {
+        name for text in pages.values() for name in re.findall(r"(?:examples|benchmarks|src)/[\w./-]+\w\b(?!\*)", text)
+    }
     assert len(named) >= 5
     assert not [name for name in named if not (ROOT / name).exists()]
 
@@ -194,7 +209,15 @@ def test_a_comparison_is_shown_as_it_was_measured(hooks: Any, tmp_path: Path, mo
         "against": {"lora": {"kl": {"difference": -0.035, "interval": [-0.05, -0.01], "n": 3, "level": 0.95}}},
         "predicted": {"by_type": {}, "all": 0.62}, "measured": None,
     }  # fmt: skip
-    check = {"name": "a", "what": "KL of PiSSA over LoRA", "value": 1.1, "limit": 1.25, "sense": ">=", "passed": False, "gate": True}
+    check = {
+        "name": "a",
+        "what": "KL of PiSSA over LoRA",
+        "value": 1.1,
+        "limit": 1.25,
+        "sense": ">=",
+        "passed": False,
+        "gate": True,
+    }
     (tmp_path / "paper_check.json").write_text(json.dumps({"arms": [arm], "checks": [check]}))
     text = shown.comparisons("paper_check")
     assert "| milora, r = 32 | 0.0003 | 3 (1 failed) | 0.944 | 0.249 ± 0.014 |" in text

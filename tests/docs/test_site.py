@@ -22,8 +22,8 @@ MAIN = ("index.html", "start.html", "choosing.html", "methods/index.html", "meth
         "serving.html", "reference/recipe.html", "reference/cli.html", "api/linalg.html",
         "notebooks/first_adapter.html")  # fmt: skip
 # What makes a browser fetch something: a tag, and the attribute that says where.
-FETCHED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src", "embed": "src",
-           "object": "data", "link": "href", "form": "action"}  # fmt: skip
+FETCHED = dict.fromkeys(("script", "img", "iframe", "source", "video", "audio", "embed"), "src")
+FETCHED |= {"object": "data", "link": "href", "form": "action"}
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built site. The notebook runs while it is built, so that a cell that fails, fails this."""
     pytest.importorskip("mkdocs", reason="the extra docs is not installed")
     folder = tmp_path_factory.mktemp("site")
-    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "OMP_NUM_THREADS": "1",
-                                "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}  # fmt: skip
+    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     call = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -120,7 +120,7 @@ def test_the_notebook_has_run(trees: dict[str, Any]):
     assert "largest entry of the change of q_proj: 0.0" in text
     assert "rank 16 alpha 16" in text
     bottom, top = (float(re.search(rf"with the {part} 8 of W:\s+([\d.]+)", text)[1]) for part in ("bottom", "top"))  # pyright: ignore
-    assert bottom > 0.4 > 0.15 > top
+    assert bottom > 2 * 8 / 64 > top  # 8 / 64 is chance
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,9 @@ def served(site: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_main_pages_are_accessible(browser: Any, served: str, scheme: str):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed").Axe()
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
+    ).Axe()
     serious: list[str] = []
     context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 900})
     tab = context.new_page()
@@ -190,6 +192,7 @@ def test_main_pages_ask_for_nothing_and_complain_of_nothing(browser: Any, served
 def test_search_finds_a_page(browser: Any, served: str):
     tab = browser.new_page(viewport={"width": 1280, "height": 900})
     tab.goto(served + "index.html", wait_until="networkidle")
-    tab.fill(".md-search__input", "amplification")
+    tab.click(".md-search__input")
+    tab.keyboard.type("amplification")
     tab.wait_for_selector(".md-search-result__item", state="attached", timeout=20000)
     tab.close()
