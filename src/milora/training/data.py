@@ -13,7 +13,8 @@ from milora.data.pictures import picture_folder
 from milora.models.load import load_config
 from milora.models.pictures import Pictures
 from milora.recipes.schema import Recipe
-from milora.training.masking import Lengths, tokenise
+from milora.training.lengths import Lengths
+from milora.training.masking import tokenise
 from milora.training.pictures import located
 
 
