@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from adapters.quantised import quantised
 from adapters.steps import train_steps
 from milora.adapters import SpectralConfig, load_adapter, model_changes, weight_changes
 from milora.adapters.delta import Delta
@@ -136,6 +137,44 @@ def test_the_model_stays_as_it_was(base, ids):
         assert not dW.requires_grad
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(value.dtype == torch.float32 for value in model.state_dict().values())
+
+
+def test_a_small_change_keeps_its_digits(base, ids):
+    # In float32, W' - W of a change of 3e-5 of the weight would have two digits.
+    model = get_peft_model(base(), LoraConfig(r=4, use_dora=True, target_modules=SOME))
+    train_steps(model, ids, steps=2, lr=1e-6)
+    found = {name: dW for name, _, dW in model_changes(model)}
+    original = {name: W.double() for name, W, _ in model_changes(model)}
+    for name, dW in found.items():
+        layer = model.get_submodule(f"base_model.model.{name}").double()
+        layer.merge()
+        wanted = layer.base_layer.weight.detach() - original[name]
+        assert dW.norm() < 1e-4 * original[name].norm()
+        assert (dW - wanted).norm() < 1e-4 * wanted.norm()
+
+
+@pytest.mark.parametrize("quantization", ["bnb-4bit", "torchao-int8"])
+@pytest.mark.parametrize("kind", ["milora", "LoRA"])
+@pytest.mark.filterwarnings("ignore")
+def test_on_a_quantised_base(ids, tmp_path, tiny_llama, quantization: str, kind: str):
+    model = get_peft_model(quantised(tiny_llama, quantization), KINDS[kind][0])
+    train_steps(model, ids)
+    model.save_pretrained(tmp_path)
+    own = {name: tensor for name, tensor in load_file(tiny_llama / "model.safetensors").items()}
+    in_memory, from_file = model_changes(model), weight_changes(tmp_path, tiny_llama)
+    assert in_memory.modules == from_file.modules
+    for (name, W, dW), (_, W_own, dW_file) in zip(in_memory, from_file, strict=True):
+        # In memory W is what the model computes with, from the file it is the checkpoint's; the change is the same.
+        assert torch.equal(W_own, own[f"{name}.weight"]) and W.dtype == torch.float32
+        assert 1e-4 < (W - W_own).norm() / W_own.norm() < 0.3
+        assert torch.equal(dense(dW), dense(dW_file)) and dense(dW).any()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_only_peft_can_merge_is_refused_on_a_quantised_base(tiny_llama):
+    model = get_peft_model(quantised(tiny_llama, "bnb-4bit"), LoraConfig(r=4, use_dora=True, target_modules=SOME))
+    with pytest.raises(MiloraError, match="on a quantised weight, allowed there: plain LoRA"):
+        list(model_changes(model))
 
 
 def test_merged_adapters_are_measured_or_refused(base, ids):
