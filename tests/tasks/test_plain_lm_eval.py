@@ -13,7 +13,7 @@ NAMES = {
     "milora_boolq", "milora_piqa", "milora_social_i_qa", "milora_hellaswag", "milora_winogrande",
     "milora_arc_easy", "milora_arc_challenge", "milora_openbookqa", "milora_commonsense", "milora_gsm8k",
     "milora_questions", "milora_book_mcq", "milora_book_mcq_letters", "milora_book_cloze", "milora_book_wording",
-    "milora_math", "milora_math500",
+    "milora_math", "milora_math500", "milora_alpaca_eval", "milora_wikitext",
 }  # fmt: skip
 
 
@@ -33,6 +33,8 @@ GREEDY = {"do_sample": False}
 GENERATION = {
     "commonsense/boolq.yaml": GREEDY | {"until": [], "max_gen_toks": 32},
     "hendrycks_math.yaml": GREEDY | {"until": STOP, "max_gen_toks": 2048},
+    "alpaca_eval.yaml": GREEDY
+    | {"until": [], "max_gen_toks": 2048, "repetition_penalty": 1.1, "no_repeat_ngram_size": 5},
     "gsm8k.yaml": GREEDY | {"until": STOP, "max_gen_toks": 1024},
 }
 

@@ -23,6 +23,7 @@ from milora.cli import (
     export,
     forgetting,
     importing,
+    judge,
     merge,
     methods,
     recipes,
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 app.command("train", **train.SETTINGS)(train.train)
 app.command("eval")(evaluate.evaluate)
+app.command("judge")(judge.judge)
 app.command("forgetting")(forgetting.forgetting)
 app.command("export")(export.export)
 app.command("merge")(merge.merge)
