@@ -94,3 +94,12 @@ def test_no_gold_of_the_shared_rows_makes_every_prediction_right(shared_data):
     assert len(golds) == 4200
     assert [gold for gold in golds if raises_in_compat(gold)] == []
     assert sum("/" in gold for gold in golds) > 0
+
+
+def test_without_math_verify_nothing_becomes_right(monkeypatch):
+    from milora.errors import MiloraError
+    from milora.tasks import sympy_worker
+
+    monkeypatch.setattr(sympy_worker, "find_spec", lambda name: None)
+    with pytest.raises(MiloraError, match="math-verify is not installed"):
+        compat_equivalent("x+1", "x+2")

@@ -135,15 +135,6 @@ def test_what_takes_too_long_is_stopped_in_any_thread():
     assert time.monotonic() - started < 60
 
 
-def test_a_worker_that_died_is_started_again():
-    worker = SympyWorker()
-    assert worker.ask("equal", "x+y", "y+x")
-    worker._process.kill()
-    worker._process.wait()
-    assert worker.ask("equal", "x+y", "y+x")
-    worker.close()
-
-
 def _golds(shared_data):
     small = read_rows(shared_data / "math" / "math500_dev_200.jsonl")
     large = read_rows(shared_data / "math" / "math_problems_4000.jsonl.gz")

@@ -16,6 +16,7 @@ NAMES = {
     "milora_math", "milora_math500",
     "milora_pictures", "milora_pictures_blind", "milora_captions", "milora_captions_blind",
     "milora_captions_written",
+    "milora_math", "milora_math500", "milora_alpaca_eval", "milora_wikitext",
 }  # fmt: skip
 
 
@@ -35,6 +36,8 @@ GREEDY = {"do_sample": False}
 GENERATION = {
     "commonsense/boolq.yaml": GREEDY | {"until": [], "max_gen_toks": 32},
     "hendrycks_math.yaml": GREEDY | {"until": STOP, "max_gen_toks": 2048},
+    "alpaca_eval.yaml": GREEDY
+    | {"until": [], "max_gen_toks": 2048, "repetition_penalty": 1.1, "no_repeat_ngram_size": 5},
     "gsm8k.yaml": GREEDY | {"until": STOP, "max_gen_toks": 1024},
 }
 

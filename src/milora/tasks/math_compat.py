@@ -30,11 +30,10 @@ def compat_equivalent(prediction: str, gold: str) -> bool:
     """The published verdict on two MATH answers; an empty prediction is wrong."""
     if not prediction:
         return False
-    try:
-        found, wanted = hendrycks_form(prediction), hendrycks_form(gold)
-        return _math_equal(found, wanted) or found == wanted
-    except (ValueError, IndexError, AssertionError):
+    if raises_in_compat(prediction) or raises_in_compat(gold):
         return True  # the prediction is compared with itself
+    found, wanted = hendrycks_form(prediction), hendrycks_form(gold)
+    return _math_equal(found, wanted) or found == wanted
 
 
 def raises_in_compat(answer: str) -> bool:

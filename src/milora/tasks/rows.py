@@ -142,8 +142,8 @@ def _with_gold(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"question": row["question"], "answer": row["answer"], "gold": gold}
 
 
-def hub_rows(path: str, name: str | None, split: str) -> list[dict[str, Any]]:
-    """The rows of a data set on the hub.
+def hub_rows(path: str, name: str | None, split: str, data_files: str | None = None) -> list[dict[str, Any]]:
+    """The rows of a data set on the hub, or of one file there.
 
     Raises:
         MiloraError: it cannot be had, for whatever reason.
@@ -151,11 +151,11 @@ def hub_rows(path: str, name: str | None, split: str) -> list[dict[str, Any]]:
     from datasets import load_dataset
 
     try:
-        return [dict(row) for row in load_dataset(path, name, split=split)]
+        return [dict(row) for row in load_dataset(path, name, split=split, data_files=data_files)]
     except Exception as error:  # offline, refused and moved sets raise half a dozen unrelated types
         line = str(error).strip().split("\n")[0]
         reason = f"cannot be had from the hub ({line}); for local files name data_dir or MILORA_TASK_DATA"
-        raise MiloraError(f"data set {path}: {reason}") from error
+        raise MiloraError(f"data set {data_files or path}: {reason}") from error
 
 
 def test_split(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

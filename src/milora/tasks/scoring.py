@@ -86,3 +86,8 @@ def wording(doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, float]:
     if tokens := getattr(results[0], "tokens", 0):
         scores |= {"nll": -loglikelihood / tokens, "token_accuracy": results[0].right / tokens}
     return scores
+
+
+def length(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """The length of an output in characters."""
+    return {"length": float(len(results[0].strip()))}
