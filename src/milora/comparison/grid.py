@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from milora.recipes.keys import MatchedRate
+
 # Keys of a recipe that the grid itself decides for every run.
 DECIDED = ("method", "lora_r", "learning_rate", "seed", "output_dir")
 # Recipe keys that follow from `measure.at`: the steps at which checkpoints are kept are those that are measured.
@@ -28,7 +30,9 @@ class Arm(_Part):
     label: str = Field(pattern=_NAME, description="its name in tables and folders")
     method: str = Field(description="fine-tuning method (`milora methods` lists them)")
     lora_r: list[int] = Field([], description="ranks; the base recipe's if empty")
-    learning_rate: list[float] = Field([], description="learning rates; the base recipe's if empty")
+    learning_rate: list[float | MatchedRate] = Field(
+        [], description="learning rates, or {match: METHOD, at: RATE}; the base recipe's if empty"
+    )
     keys: dict[str, Any] = Field({}, description="other recipe keys of this arm, over the base's")
 
 

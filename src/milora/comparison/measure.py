@@ -3,7 +3,8 @@
 Everything goes into the run folder, beside what training wrote:
 
     measured.json     {"settings": what was asked, "steps": [{"step", "validation_loss", "forgetting"}],
-                       "validation_rows": the losses row by row at the end}
+                       "validation_rows": the losses row by row at the end,
+                       "predicted": first steps beside LoRA's}
     analysis.json     the change of each weight
     forgetting.json   forgetting at the end, as `milora forgetting` writes it
     eval/             tasks, base and tuned side by side
@@ -23,8 +24,10 @@ from typing import Any
 
 from rich.console import Console
 
-from milora.adapters import load_adapter
-from milora.analysis import forgetting, read_text
+from milora.adapters import load_adapter, model_changes
+from milora.analysis import analyse, forgetting, read_text
+from milora.comparison.first_steps import first_steps
+from milora.comparison.folder import MEASURED
 from milora.comparison.grid import Grid, Measure
 from milora.comparison.plan import Job
 from milora.comparison.validation import mean_loss, row_losses
@@ -37,7 +40,7 @@ from milora.runs.folder import read_json, write_json
 from milora.training.data import load_data
 from milora.training.shared_base import SharedBase
 
-MEASURED = "measured.json"
+Losses = list[dict[str, float]] | None
 
 
 @dataclass
@@ -102,17 +105,18 @@ def measure_run(job: Job, bench: Bench, base: SharedBase) -> None:
     last = _last_step(run)
     steps = sorted({*(measure.at if job.measured else ()), last})
     rows: list[dict[str, Any]] = []
-    losses: list[dict[str, float]] | None = None
+    losses: Losses = None
+    predicted = None
     for step in steps:
         with tuned_at(run, None if step == last else step, job.recipe, base) as (model, base_model):
             row, losses = _at_step(model, base_model, job, bench)
             rows.append({"step": step, **row})
             if step == last and job.measured:
-                _at_the_end(model, base_model, job, bench, run)
+                predicted = _at_the_end(model, base_model, job, bench, run)
     if job.measured and rows[-1]["forgetting"] is not None and measure.forgetting is not None:
         write_json(run.forgetting_file, {"text": Path(measure.forgetting.text).name, **rows[-1]["forgetting"]})
     record = {"settings": settings_of(measure, whole=job.measured), "steps": rows, "validation_rows": losses}
-    write_json(run.path / MEASURED, record)
+    write_json(run.path / MEASURED, record | {"predicted": predicted})
     refresh_card(run)
 
 
@@ -160,9 +164,6 @@ def tuned_at(run: RunFolder, step: int | None, recipe: Recipe, base: SharedBase)
         yield load_adapter(model, folder or run.own_adapter()), None
 
 
-Losses = list[dict[str, float]] | None
-
-
 def _at_step(model: Any, base_model: Any, job: Job, bench: Bench) -> tuple[dict[str, Any], Losses]:
     losses, moved, text = _losses(model, job, bench), None, bench.grid.measure.forgetting
     if job.measured and text is not None:
@@ -174,10 +175,12 @@ def _at_step(model: Any, base_model: Any, job: Job, bench: Bench) -> tuple[dict[
     return {"validation_loss": None if losses is None else mean_loss(losses), "forgetting": moved}, losses
 
 
-def _at_the_end(model: Any, base_model: Any, job: Job, bench: Bench, run: RunFolder) -> None:
+def _at_the_end(model: Any, base_model: Any, job: Job, bench: Bench, run: RunFolder) -> dict[str, Any] | None:
+    """Returns what was predicted of the first steps."""
     measure = bench.grid.measure
     if measure.analysis is not None and base_model is None:
-        _analyse(model, job, measure, run)
+        r = measure.analysis.r or job.cell.r
+        write_json(run.analysis_file, analyse(model_changes(model), r=r, seed=measure.analysis.seed))
     if measure.tasks:
         evaluate_base_and_tuned(
             model,
@@ -188,15 +191,7 @@ def _at_the_end(model: Any, base_model: Any, job: Job, bench: Bench, run: RunFol
             overwrite=True,
             **_task_settings(measure),
         )
-
-
-def _analyse(model: Any, job: Job, measure: Measure, run: RunFolder) -> None:
-    from milora.adapters import model_changes
-    from milora.analysis import analyse
-
-    assert measure.analysis is not None
-    r = measure.analysis.r or job.cell.r
-    write_json(run.path / "analysis.json", analyse(model_changes(model), r=r, seed=measure.analysis.seed))
+    return first_steps(model, job, bench.grid) if measure.predicted and base_model is None else None
 
 
 def _losses(model: Any, job: Job, bench: Bench) -> Losses:
