@@ -43,9 +43,9 @@ test-fast: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(PYTEST) -m slow
 
-# A warning is an error: a broken link, a page that no one points to, an anchor that is not there.
+# A warning is an error: a broken link, a page that no one points to, an anchor that is not there. (With --quiet none is.)
 docs: $(INSTALLED)
-	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/mkdocs build --strict
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

@@ -36,6 +36,7 @@ PIECES: dict[str, Callable[..., str]] = {
     "recipe-other-names": recipe_pages.other_names,
     "recipes": recipe_pages.shipped,
     "tasks": task_page.tasks,
+    "verb": cli_page.verb,
 }
 
 
@@ -44,6 +45,7 @@ def generated_pages() -> dict[str, str]:
     return {
         **method_pages.pages_without_notes(),
         **api_pages.pages(),
+        **recipe_pages.grids_page(),
         "reference/cli.md": cli_page.page(),
         "notebooks/first_adapter.md": "# A first adapter, step by step\n\n<!-- generated: notebook first_adapter -->\n",
     }
@@ -59,13 +61,15 @@ def filled(markdown: str) -> str:
 
 
 def on_config(config: Any) -> Any:
-    """Add a line to the navigation for each method and each room of the package."""
+    """Add a line to the navigation for each method and each room of the package, and for the grids."""
     for entry in config.nav:
         for title, pages in entry.items():
             if title == "Methods":
                 pages.extend({name: path} for name, path in method_pages.navigation().items())
             elif title == "API":
                 pages.extend({name: path} for name, path in api_pages.navigation().items())
+            elif title == "Reference":
+                pages.extend({"Grids": path} for path in recipe_pages.grids_page())
     return config
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import typer
-from markdown_tables import code, plain, table
+from markdown_tables import code, fence, plain, table
 
 
 def page() -> str:
@@ -19,6 +19,15 @@ def page() -> str:
 def every_verb() -> str:
     """One section a verb, in the order of `milora --help`."""
     return "\n".join(_section(path, command) for path, command in commands())
+
+
+def verb(name: str) -> str:
+    """What a verb does, for a page that sends its readers there; nothing where the program has no such verb."""
+    for path, command in commands():
+        if path == ["milora", name]:
+            text = plain(" ".join((command.help or "").split()))
+            return f"{fence(_words(path, command), 'text')}\n{text} [All flags](reference/cli.md#milora-{name}).\n"
+    return ""
 
 
 def commands() -> Iterator[tuple[list[str], Any]]:
@@ -38,9 +47,8 @@ def _below(path: list[str], command: Any) -> Iterator[tuple[list[str], Any]]:
 def _section(path: list[str], command: Any) -> str:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option"]
-    words = " ".join([*path, *(_placeholder(a) for a in arguments), *(["[--flags]"] if options else [])])
     text = " ".join((command.help or "").split())
-    parts = [f"## {' '.join(path)}\n", f"```text\n{words}\n```\n", plain(text) + "\n"]
+    parts = [f"## {' '.join(path)}\n", fence(_words(path, command), "text"), plain(text) + "\n"]
     if arguments:
         rows = [[code(a.name), "required" if a.required else "optional", plain(a.help or "")] for a in arguments]
         parts.append(table(["argument", "", "meaning"], rows))
@@ -51,6 +59,12 @@ def _section(path: list[str], command: Any) -> str:
     if path == ["milora", "train"]:
         parts.append(_train_switches())
     return "\n".join(parts)
+
+
+def _words(path: list[str], command: Any) -> str:
+    arguments = [_placeholder(p) for p in command.params if p.param_type_name == "argument"]
+    flags = [p for p in command.params if p.param_type_name == "option"]
+    return " ".join([*path, *arguments, *(["[--flags]"] if flags else [])])
 
 
 def _train_switches() -> str:

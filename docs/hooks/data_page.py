@@ -3,14 +3,14 @@
 import importlib
 from typing import Any
 
-from markdown_tables import code, prose, table
+from markdown_tables import anchor, code, prose, table
 
 
 def columns() -> str:
     """Formats and the columns by which they are told apart."""
     from milora.data import FORMATS
 
-    rows = [[f"[{name}](#{name})", ", ".join(map(code, form.columns)), "yes" if form.prompt else "no"]
+    rows = [[anchor(name), ", ".join(map(code, form.columns)), "yes" if form.prompt else "no"]
             for name, form in FORMATS.items()]  # fmt: skip
     return table(["format", "columns", "lays a template around the prompt"], rows)
 

@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from markdown.extensions.toc import slugify
+
 ENTITIES = str.maketrans({"*": "&#42;", "<": "&lt;", ">": "&gt;", "$": "&#36;", "_": "&#95;"})
 
 
@@ -30,6 +32,11 @@ def cell(value: Any) -> str:
 def code(text: Any) -> str:
     """Code inside a line."""
     return f"`{text}`"
+
+
+def anchor(heading: str) -> str:
+    """A link to a heading of the same page."""
+    return f"[{plain(heading)}](#{slugify(heading, '-')})"
 
 
 def fence(text: str, language: str = "") -> str:

@@ -1,9 +1,12 @@
 """Recipe keys and shipped recipes, from the schema and the files."""
 
 import types
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from markdown_tables import code, fence, plain, table
+from markdown_tables import anchor, code, fence, plain, table
+
+PACKAGE = Path(__file__).resolve().parents[2] / "src" / "milora"
 
 
 def keys() -> str:
@@ -63,14 +66,25 @@ def other_names() -> str:
     return table(["elsewhere", "here"], [[code(theirs), code(ours)] for theirs, ours in OTHER_NAMES.items()])
 
 
+def grids() -> dict[str, Path]:
+    """The grids of `milora compare` that come with the package, if there are any."""
+    return {path.stem: path for path in sorted((PACKAGE / "comparison" / "grids").glob("*.yaml"))}
+
+
+def grids_page() -> dict[str, str]:
+    """A page of them, by its path."""
+    found = {name: path.read_text(encoding="utf-8") for name, path in grids().items()}
+    parts = ["# Grids\n", "Comparisons that come with the package. `milora compare NAME` runs one.\n"]
+    parts += [f"## {name}\n\n{fence(text, 'yaml')}" for name, text in found.items()]
+    return {"reference/grids.md": "\n".join(parts)} if found else {}
+
+
 def shipped() -> str:
     """The recipes of the package: what each is, and the file as it stands."""
     from milora.recipes import load_recipe, recipes
 
     found = {name: (path, load_recipe(name)) for name, path in recipes().items()}
-    parts = [
-        table(["recipe", "what it is"], [[f"[{n}](#{n})", plain(r.description or "")] for n, (_, r) in found.items()])
-    ]
+    parts = [table(["recipe", "what it is"], [[anchor(n), plain(r.description or "")] for n, (_, r) in found.items()])]
     for name, (path, _) in found.items():
         parts += [f"## {name}\n", fence(path.read_text(encoding="utf-8"), "yaml")]
     return "\n".join(parts)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from markdown_tables import code, fence, plain, table
+from markdown_tables import anchor, code, fence, plain, table
 
 
 class Loader(yaml.SafeLoader):
@@ -39,7 +39,7 @@ def tasks() -> str:
     from milora.tasks import folder
 
     found = files()
-    rows = [[f"[{n}](#{n})", _kind(read(p)), (read(p).get("metadata") or {}).get("version"), _scores(read(p))]
+    rows = [[anchor(n), _kind(read(p)), (read(p).get("metadata") or {}).get("version"), _scores(read(p))]
             for n, p in found.items()]  # fmt: skip
     parts = [table(["task", "kind", "version", "scores"], rows)]
     for name, path in found.items():

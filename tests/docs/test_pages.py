@@ -232,3 +232,19 @@ def test_the_notebook_is_kept_without_outputs():
         cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
         assert len(cells) >= 8
         assert not [cell for cell in cells if cell["outputs"] or cell["execution_count"] is not None]
+
+
+def test_links_to_headings_are_those_that_the_site_makes(hooks: Any):
+    from markdown import markdown
+
+    for heading in ("llava-1.5-visual", "milora_gsm8k", "pissa-math"):
+        link = hooks.recipe_pages.anchor(heading)
+        page = markdown(f"## {heading}\n\n{link}\n", extensions=["toc"])
+        made, asked = re.search(r'id="([^"]+)"', page), re.search(r'href="#([^"]+)"', page)
+        assert made and asked and made[1] == asked[1]
+
+
+def test_a_verb_is_shown_where_the_program_has_it(hooks: Any):
+    shown = hooks.cli_page.verb("spectrum")
+    assert "milora spectrum MODEL [--flags]" in shown and "reference/cli.md#milora-spectrum" in shown
+    assert hooks.cli_page.verb("none-such") == ""
