@@ -16,7 +16,7 @@ NAMES = {
     "milora_math", "milora_math500",
     "milora_pictures", "milora_pictures_blind", "milora_captions", "milora_captions_blind",
     "milora_captions_written",
-    "milora_math", "milora_math500", "milora_alpaca_eval", "milora_wikitext",
+    "milora_alpaca_eval", "milora_wikitext",
 }  # fmt: skip
 
 

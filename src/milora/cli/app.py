@@ -29,8 +29,8 @@ from milora.cli import (
     merge,
     methods,
     recipes,
-    retention,
     rescale,
+    retention,
     spectrum,
     train,
 )

@@ -1,7 +1,6 @@
 """What tokenising a data set met: how long its rows are, and what became of those that are too long or too short."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
