@@ -26,6 +26,7 @@ from milora.cli import (
     merge,
     methods,
     recipes,
+    report,
     spectrum,
     train,
 )
@@ -53,6 +54,7 @@ app.command("compose")(compose.compose)
 app.command("decompose")(decompose.decompose)
 app.command("spectrum")(spectrum.spectrum)
 app.command("methods")(methods.methods)
+app.command("report")(report.report)
 app.add_typer(recipes.app, name="recipes")
 app.command("demo")(demo.demo)
 app.add_typer(cache.app, name="cache")
