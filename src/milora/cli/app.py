@@ -29,6 +29,7 @@ from milora.cli import (
     merge,
     methods,
     recipes,
+    report,
     rescale,
     retention,
     spectrum,
@@ -63,6 +64,7 @@ app.command("decompose")(decompose.decompose)
 app.command("spectrum")(spectrum.spectrum)
 app.command("methods")(methods.methods)
 app.command("rescale")(rescale.rescale)
+app.command("report")(report.report)
 app.add_typer(recipes.app, name="recipes")
 app.command("demo")(demo.demo)
 app.add_typer(cache.app, name="cache")
