@@ -7,7 +7,7 @@ training and other runs on the same base find them too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
@@ -55,14 +55,14 @@ def analyse(
     Raises:
         MiloraError: r below 1, NaN or Inf in a weight or a change, shapes that differ, no module at all.
     """
-    r = r if r is not None else getattr(changes, "r", None) or DEFAULT_R
-    if r < 1:
-        raise MiloraError(f"r: got {r}, allowed 1 or more")
-    total = len(changes) if isinstance(changes, Sequence) or hasattr(changes, "__len__") else 0  # pyright: ignore
+    rank: int = (getattr(changes, "r", None) or DEFAULT_R) if r is None else r
+    if rank < 1:
+        raise MiloraError(f"r: got {rank}, allowed 1 or more")
+    total = len(changes) if isinstance(changes, Sized) else 0
     store = default_store()
     modules: list[dict[str, Any]] = []
     for change in changes:
-        modules.append(_measured(*change, r, seed, store, device))
+        modules.append(_measured(*change, rank, seed, store, device))
         # While the next one is read, nothing of this one may be held.
         del change
         if progress is not None:
@@ -72,7 +72,7 @@ def analyse(
     types = module_types([record["module"] for record in modules])
     for record in modules:
         record["type"] = types[record["module"]]
-    settings = {"r": r, "seed": seed, "against": "base", "intruder_dimensions": {"k": K, "epsilon": EPSILON}}
+    settings = {"r": rank, "seed": seed, "against": "base", "intruder_dimensions": {"k": K, "epsilon": EPSILON}}
     return {**settings, "modules": modules, "summary": summary(modules)}
 
 
