@@ -16,7 +16,8 @@ def retention(
     tasks: Annotated[str | None, typer.Option(help="Names with commas; else the recipe's eval_tasks.")] = None,
     runs: Annotated[int, typer.Option(help="Evaluation runs of each task, the choices in another order.")] = 8,
     tasks_at: Annotated[
-        str | None, typer.Option("--tasks_at", "--tasks-at", help="Steps at which tasks are run, with commas; else all.")
+        str | None,
+        typer.Option("--tasks_at", "--tasks-at", help="Steps at which tasks are run, with commas; else all."),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="So many rows of each task.")] = None,
     data_dir: Annotated[

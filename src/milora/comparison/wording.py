@@ -78,7 +78,9 @@ def _batch(model: Any, rows: Sequence[Sequence[int]], pad_token_id: int) -> Tens
         ids[i, : len(row)] = torch.tensor(row)
         mask[i, : len(row)] = 1
     ids, mask = ids.to(model.device), mask.to(model.device)
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]  # (batch, length - 1, vocabulary)
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[
+        :, :-1
+    ]  # (batch, length - 1, vocabulary)
     total = torch.zeros(3, dtype=torch.float64)
     for own, targets, there in zip(logits, ids[:, 1:], mask[:, 1:].bool(), strict=True):
         own, targets = own[there].float(), targets[there]  # (tokens, vocabulary), (tokens,)

@@ -6,7 +6,7 @@ from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 
-from milora.evaluation.spans import SpanScore, TextScore, span_scores
+from milora.evaluation.spans import TextScore, span_scores
 
 Progress = Callable[[str, int, int], None]  # (kind of request, done, all)
 
