@@ -13,6 +13,7 @@ NAMES = {
     "milora_boolq", "milora_piqa", "milora_social_i_qa", "milora_hellaswag", "milora_winogrande",
     "milora_arc_easy", "milora_arc_challenge", "milora_openbookqa", "milora_commonsense", "milora_gsm8k",
     "milora_questions", "milora_book_mcq", "milora_book_mcq_letters", "milora_book_cloze", "milora_book_wording",
+    "milora_math", "milora_math500", "milora_alpaca_eval", "milora_wikitext",
 }  # fmt: skip
 
 
@@ -27,10 +28,14 @@ def test_every_task_is_indexed_and_has_a_version():
         assert float(load_yaml(file)["metadata"]["version"]) >= 1.0, file
 
 
+STOP = ["Instruction:", "Instruction", "Response:", "Response"]
 GREEDY = {"do_sample": False}
 GENERATION = {
     "commonsense/boolq.yaml": GREEDY | {"until": [], "max_gen_toks": 32},
-    "gsm8k.yaml": GREEDY | {"until": ["Instruction:", "Instruction", "Response:", "Response"], "max_gen_toks": 1024},
+    "hendrycks_math.yaml": GREEDY | {"until": STOP, "max_gen_toks": 2048},
+    "alpaca_eval.yaml": GREEDY
+    | {"until": [], "max_gen_toks": 2048, "repetition_penalty": 1.1, "no_repeat_ngram_size": 5},
+    "gsm8k.yaml": GREEDY | {"until": STOP, "max_gen_toks": 1024},
 }
 
 

@@ -25,6 +25,7 @@ from milora.cli import (
     export,
     forgetting,
     importing,
+    judge,
     merge,
     methods,
     recipes,
@@ -49,6 +50,7 @@ app = typer.Typer(
 app.command("train", **train.SETTINGS)(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
+app.command("judge")(judge.judge)
 app.command("forgetting")(forgetting.forgetting)
 app.command("analyse")(analyse.analyse)
 app.command("retention")(retention.retention)

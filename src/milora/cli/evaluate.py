@@ -52,6 +52,10 @@ def evaluate(
     task_seed: Annotated[
         int | None, typer.Option("--task_seed", "--task-seed", help="Draws the order of a book question's choices.")
     ] = None,
+    task_settings: Annotated[
+        str | None,
+        typer.Option("--task_settings", "--task-settings", help="Its own, e.g. prompt_template=alpaca."),
+    ] = None,
     model_name_or_path: AdapterBase = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -70,7 +74,8 @@ def evaluate(
     settings = {
         "limit": _whole(limit), "batch_size": batch_size, "data_dir": data_dir, "num_fewshot": num_fewshot,
         "max_gen_toks": max_gen_toks, "apply_chat_template": apply_chat_template, "seed": seed,
-        "gen_kwargs": _pairs(gen_kwargs), "include_path": include_path, "task_seed": task_seed, "max_length": max_length,
+        "gen_kwargs": _pairs(gen_kwargs), "include_path": include_path,
+        "task_seed": task_seed, "max_length": max_length, "task_settings": _pairs(task_settings, "--task_settings"),
     }  # fmt: skip
     names, settings = _with_recipe(run_or_model, tasks, settings)
     _refuse_existing(run_or_model, names, output, overwrite)
@@ -167,7 +172,7 @@ def _with_recipe(path: str, tasks: str | None, settings: dict[str, Any]) -> tupl
     return names, given
 
 
-def _pairs(text: str | None) -> dict[str, Any] | None:
+def _pairs(text: str | None, flag: str = "--gen_kwargs") -> dict[str, Any] | None:
     """`a=1,b=true` as YAML values by name."""
     import yaml
 
@@ -178,7 +183,7 @@ def _pairs(text: str | None) -> dict[str, Any] | None:
     named = [pair.partition("=") for pair in text.split(",")]
     wrong = [name for name, equals, _ in named if not equals or not name.isidentifier()]
     if wrong:
-        raise MiloraError(f"--gen_kwargs: got {wrong[0]!r}, allowed name=value pairs with commas")
+        raise MiloraError(f"{flag}: got {wrong[0]!r}, allowed name=value pairs with commas")
     return {name: yaml.safe_load(value) for name, _, value in named}
 
 

@@ -40,6 +40,7 @@ def evaluate(
     apply_chat_template: bool = False,
     seed: int = 0,
     task_seed: int | None = None,
+    task_settings: Mapping[str, Any] | None = None,
     progress: "Progress | None" = None,
 ) -> dict[str, Any]:
     """Scores and completions of a model on tasks.
@@ -61,6 +62,7 @@ def evaluate(
         seed: of Python's, numpy's and torch's generators and of the few-shot choice.
         task_seed: what a task draws its rows with: the order of the choices of ``milora_book_mcq``, which is the
             file's where this is None.
+        task_settings: further settings that a task takes, as the harness's ``--metadata``, by name.
         progress: called with (kind of request, done, all).
 
     Returns:
@@ -78,8 +80,9 @@ def evaluate(
     overrides = dict(gen_kwargs or {}) | ({"max_gen_toks": max_gen_toks} if max_gen_toks is not None else {})
     settings |= {"num_fewshot": num_fewshot, "gen_kwargs": overrides, "seed": seed}
     settings |= {"task_seed": task_seed, "max_length": _checked_length(model, max_length)}
+    settings |= {"task_settings": dict(task_settings or {})}
     with _quiet_harness(), _seeded(seed), _mode_kept(model):
-        loaded = _load_tasks(names, data_dir, include_path, task_seed)
+        loaded = _load_tasks(names, include_path, _metadata(data_dir, task_seed, task_settings))
         from milora.evaluation.language_model import BuiltModel
 
         lm = BuiltModel(model, tokenizer, batch_size=batch_size, max_length=max_length, progress=progress)
@@ -101,7 +104,8 @@ def task_names(tasks: str | Sequence[str], *, data_dir: Any = None, include_path
         MiloraError: as :func:`evaluate`.
     """
     with _quiet_harness():
-        loaded = _load_tasks([tasks] if isinstance(tasks, str) else list(tasks), data_dir, include_path)
+        names = [tasks] if isinstance(tasks, str) else list(tasks)
+        loaded = _load_tasks(names, include_path, _metadata(data_dir, None, None))
     return {*loaded["groups"], *loaded["tasks"]}
 
 
@@ -131,13 +135,15 @@ def _checked_length(model: Any, max_length: int | None) -> int | None:
     return max_length
 
 
-def _load_tasks(names: list[str], data_dir: Any, include_path: Any, task_seed: int | None = None) -> dict[str, Any]:
+def _metadata(data_dir: Any, task_seed: int | None, task_settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    given = {"data_dir": os.fspath(data_dir) if data_dir else None, "task_seed": task_seed}
+    return {name: value for name, value in given.items() if value is not None} | dict(task_settings or {})
+
+
+def _load_tasks(names: list[str], include_path: Any, metadata: dict[str, Any]) -> dict[str, Any]:
     from datasets.exceptions import DatasetsError
     from lm_eval.tasks import TaskManager
 
-    metadata = ({"data_dir": os.fspath(data_dir)} if data_dir else {}) | (
-        {} if task_seed is None else {"task_seed": task_seed}
-    )
     own = [str(folder())] + ([os.fspath(include_path)] if include_path else [])
     # The harness's own index takes seconds to build, so it is read only for a name that may be there.
     manager = TaskManager(include_path=own, include_defaults=False, metadata=metadata)

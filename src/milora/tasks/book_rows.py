@@ -52,7 +52,7 @@ def cloze(data_dir: str | None = None, **_metadata: Any) -> dict[str, Any]:
 
 
 def wording(data_dir: str | None = None, context_characters: int = 600, **_metadata: Any) -> dict[str, Any]:
-    """Rows {context, span, count_tokens} of the evidence of a book's questions, as the text itself words it, in its order.
+    """Rows {context, span, count_tokens}: the evidence of a book's questions as the text words it, in its order.
 
     Args:
         data_dir: the book's folder, or one of its files.
