@@ -3,7 +3,7 @@
     python benchmarks/book.py --data_dir DATA --output_dir OUT [--seeds 0,1,2] [--arms lora,mica]
     python benchmarks/book.py --data_dir DATA --output_dir OUT --write benchmarks/results/book
 
-DATA holds book/chiriqui.txt with its questions and wikitext/. The grid is `book-smollm2`; its runs lie in OUT/runs. A run
+DATA holds book/chiriqui.txt with its questions, and wikitext/. The grid is book-smollm2; runs lie in OUT/runs. A run
 that is finished and measured is not done again, and one that another process is at is left to it: start the command
 twice for two processes. Whole seeds go first: seed 0 of all arms at all rates, then seed 1. `--write` makes the tables
 of what is there, and runs nothing.
@@ -40,8 +40,8 @@ from milora.tasks.book_rows import find_span
 from milora.training.shared_base import SAME, SharedBase
 from milora.training.train import train
 
-TASKS = ("milora_book_cloze", "milora_questions", "milora_book_mcq_letters")
-LISTED_RUNS = 8
+TASKS = ("milora_book_cloze", "milora_questions")
+LETTERS, LETTERS_RUNS = "milora_book_mcq_letters", 8
 
 
 def arguments() -> argparse.Namespace:
@@ -53,6 +53,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", help="with commas, in place of the grid's")
     parser.add_argument("--arms", help="labels with commas, in place of all")
     parser.add_argument("--paragraphs", type=int, default=16)
+    parser.add_argument("--letters", action="store_true", help="8 runs of the questions by letter too: thrice the time")
     parser.add_argument("--write", type=Path, help="write this .json and .md, without ending, and run nothing")
     return parser.parse_args()
 
@@ -104,8 +105,8 @@ def _adjusted(job: Job) -> Job:
 class Bench:
     """One process at the runs."""
 
-    def __init__(self, output: Path, grid: Grid, console: Console):
-        self.output, self.grid, self.console = output, grid, console
+    def __init__(self, output: Path, grid: Grid, console: Console, letters: bool):
+        self.output, self.grid, self.console, self.letters = output, grid, console, letters
         self.folder = output / "excerpt"
         self.steps = sorted(grid.measure.at)
         self.base: SharedBase | None = None
@@ -142,7 +143,8 @@ class Bench:
         text = self.grid.measure.forgetting
         assert text is not None
         return {
-            "tasks": TASKS, "runs": LISTED_RUNS, "tasks_at": [0, self.steps[len(self.steps) // 2], self.steps[-1]],
+            "tasks": [*TASKS, LETTERS] if self.letters else TASKS, "runs": LETTERS_RUNS if self.letters else 1,
+            "tasks_at": [0, self.steps[len(self.steps) // 2], self.steps[-1]],
             "data_dir": str(self.folder), "batch_size": 4, "text": text.text, "block": text.block,
             "max_tokens": text.max_tokens, "losses": {"wording": str(self.folder / "excerpt.txt")},
         }  # fmt: skip
@@ -169,7 +171,7 @@ class Bench:
 def run_all(given: argparse.Namespace, grid: Grid, found: list[Job], console: Console) -> None:
     """Every run that nobody has done, those of other processes last."""
     (given.output_dir / "locks").mkdir(parents=True, exist_ok=True)
-    bench, held = Bench(given.output_dir, grid, console), []
+    bench, held = Bench(given.output_dir, grid, console, given.letters), []
     for job in found:
         try:
             bench.take(job, wait=False)

@@ -19,6 +19,9 @@ from milora.runs.folder import read_json, write_json
 # Name of a metric in the tables: how it is found in a row.
 SCORES = {"cloze": ("milora_book_cloze", "acc"), "questions": ("milora_questions", "acc_norm"),
           "letters": ("milora_book_mcq_letters", "acc")}  # fmt: skip
+ASKED = ("cloze", "questions")
+ARM = ("arm", "rate", "seeds", "parameters", "wording NLL", "accuracy", "KL")
+PAIR = ("arms", "seeds", "wording NLL", "KL", "KL", "ratio", "95 %")
 PAIRS = (("mica", "lora"), ("milora", "lora"), ("full", "lora"), ("mica_random", "lora"), ("mica_top", "lora"),
          ("mica_random", "mica"), ("mica_top", "mica"))  # fmt: skip
 
@@ -87,7 +90,7 @@ def metrics(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _pair(arms: Sequence[Mapping[str, Any]], a: str, b: str) -> dict[str, Any] | None:
-    """KL of two arms at equal recall of the wording, along the epochs of their chosen rates, and differences at the end."""
+    """KL of two arms at equal recall, along the epochs of their chosen rates, and their differences at the end."""
     chosen = {arm["label"]: arm for arm in arms if arm["chosen"]}
     if a not in chosen or b not in chosen:
         return None
@@ -130,14 +133,14 @@ def markdown(record: Mapping[str, Any]) -> str:
     """The tables for people."""
     about, base = record["about"], record["base"] or {}
     lines = [
-        f"Excerpt: {about['paragraphs']} paragraphs, {about['tokens']} tokens; {about['mcq']} questions, {about['cloze']}"
-        " sentences with a blank. Means and standard errors over seeds. Base: "
+        f"Excerpt: {about['paragraphs']} paragraphs, {about['tokens']} tokens; {about['mcq']} questions, "
+        f"{about['cloze']} sentences with a blank. Means and standard errors over seeds. Base: "
         + ", ".join(f"{name} {values['mean']:.3f}" for name, values in base.items())
         + ".",
         "",
         "At the end (letters: mean of 8 orders of the choices). * the rate of least wording NLL.",
         "",
-        *_table(["arm", "rate", "seeds", "parameters", "wording NLL", "accuracy", "KL", *SCORES], map(_end, record["arms"])),
+        *_table([*ARM, *SCORES], map(_end, record["arms"])),
         "",
         "By epoch at that rate: wording accuracy / KL.",
         "",
@@ -145,7 +148,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         "",
         "KL at equal recall of the wording (the least wording NLL that both reach), and differences at the end.",
         "",
-        *_table(["arms", "seeds", "wording NLL", "KL", "KL", "ratio", "95 %", "cloze", "questions"], map(_matched, record["matched"])),
+        *_table([*PAIR, *ASKED], map(_matched, record["matched"])),
         "",
         f"The gain comes from the frozen orthonormal factor rather than from the minor directions: "
         f"{record['verdict']['claim'] or record['verdict']['why']}"
@@ -159,9 +162,8 @@ def _end(arm: Mapping[str, Any]) -> list[str]:
     values = [_said(end.get(name)) for name in ("wording_nll", "wording_accuracy", "kl", *SCORES)]
     star = " *" if arm["chosen"] else ""
     count = arm["trainable_parameters"]
-    return [
-        arm["label"], f"{arm['learning_rate']:g}{star}", str(len(arm["seeds"])), f"{count:,}" if count else "-", *values,
-    ]  # fmt: skip
+    rate, size = f"{arm['learning_rate']:g}{star}", f"{count:,}" if count else "-"
+    return [arm["label"], rate, str(len(arm["seeds"])), size, *values]
 
 
 def _epochs(arms: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -180,7 +182,7 @@ def _epochs(arms: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _matched(pair: Mapping[str, Any]) -> list[str]:
     arms = f"{pair['a']} / {pair['b']}"
-    ends = [pair["at_the_end"].get(name) for name in ("cloze", "questions")]
+    ends = [pair["at_the_end"].get(name) for name in ASKED]
     tail = ["-" if end is None else f"{end['difference']:+.3f}" for end in ends]
     if not pair["comparable"]:
         return [arms, "0", *["-"] * 5, *tail]

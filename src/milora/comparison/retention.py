@@ -1,8 +1,8 @@
 """Retention by epoch: what a run knows at each of its checkpoints, and what it has forgotten by then.
 
-MiCA (arXiv 2604.01694, Figures 2 and 3) draws the accuracy on questions about a text against the epochs of training on it,
-with the base model's line and the standard error of 8 evaluation runs. A run is one order of each question's choices;
-over n runs with scores x_i
+MiCA (arXiv 2604.01694, Figures 2 and 3) draws the accuracy on questions about a text against the epochs of training on
+it, with the base model's line and the standard error of 8 evaluation runs. A run is one order of each question's
+choices; over n runs with scores x_i
 
     value = mean(x),    stderr = sd(x) / sqrt(n),    sd with n - 1
 
@@ -12,7 +12,8 @@ checkpoint's adapter is put onto it and taken off again.
 retention.json of the run folder:
 
     {"settings": what was asked, files by name and SHA-256,
-     "rows": [{"step", "epoch", "forgetting": {...} | null, "losses": {name: nats per token}, "accuracies": {name: share},
+     "rows": [{"step", "epoch", "forgetting": {...} | null, "losses": {name: nats per token},
+               "accuracies": {name: share},
                "scores": [{"task", "metric", "filter", "value", "stderr", "runs", "n"}]}]}
 
 Step 0 is the base. A row is written as soon as it is measured; another call measures what is not there yet.
