@@ -173,7 +173,7 @@ def comparison(
     for arm in arms:
         arm["against"] = _against(arm, arms)
     points = [
-        {"label": a["label"], "seed": None, "score": a["metrics"]["validation_loss"]["mean"], "score_name": "validation_loss",
+        {"label": a["label"], "variant": "base", "r": a["r"], "learning_rate": a["learning_rate"], "seed": None, "score": a["metrics"]["validation_loss"]["mean"], "score_name": "validation_loss",
          "kl": a["metrics"]["kl"]["mean"], "on_front": a["method"] in ("lora", "milora", "mica"), "step": 48}
         for a in arms if "kl" in a["metrics"] and a["r"] == 8
     ]  # fmt: skip
@@ -184,7 +184,8 @@ def comparison(
         {"name": "amplification", "what": "not measured here", "value": None, "limit": 1.5, "sense": ">=", "passed": None, "gate": True},
         {"name": "minor against random", "what": "difference of validation loss", "value": -0.016, "limit": 0.0, "sense": "<=", "passed": True, "gate": False},
     ]  # fmt: skip
-    matched = [{"label": "milora", "to": "lora", "validation_loss": 0.944, "kl": 0.244, "kl of lora": 0.271, "difference": {"value": -0.027, "interval": [-0.05, -0.004]}}]
+    matched = [
+        {"a": "lora", "b": "milora", "variant": "base", "r": [8, 8], "path": "steps", "comparable": True, "reason": None, "seeds": 3, "validation_loss": 0.944, "kl_a": 0.271, "kl_b": 0.244, "ratio": 1.11, "interval": [1.02, 1.2]}, {"a": "lora", "b": "pissa", "variant": "base", "r": [8, 8], "path": "steps", "comparable": False, "reason": "the losses do not overlap", "seeds": 0}]
     write_json(
         folder / "comparison.json",
         {"arms": arms, "pareto": points, "matched": matched, "checks": checks, "settings": {"seeds": list(seeds)}, "provenance": PROVENANCE},

@@ -7,7 +7,7 @@ from typing import Any
 
 import milora
 from milora.report import findings, learning, metrics, origins, pareto, results, samples, subspaces
-from milora.report.arms import Arm, arms_of
+from milora.report.arms import Arm, arms_of, bases_of
 from milora.report.document import Document, Section
 from milora.report.folders import Material
 
@@ -20,31 +20,33 @@ def build(material: Material, title: str | None = None) -> Document:
         title: of the page; by default the folder's name.
     """
     arms = arms_of(material)
-    base = metrics.of_base(material.base, material.runs)
-    # Reading samples and figures may find files that cannot be read, so the list of those comes last.
+    chosen, bases = [arm for arm in arms if arm.chosen], bases_of(material)
+    fronts = pareto.fronts(material, arms)
+    # Reading samples may find files that cannot be read, so the list of those comes last.
     parts: list[Section | None] = [
         results.checks(material.record),
-        results.table(arms, base),
-        results.differences(arms),
-        pareto.section(material, arms),
+        results.table(arms, bases),
+        results.differences(chosen),
+        pareto.section(fronts),
         results.matched(material.record),
         learning.rates(material.selection, arms),
-        learning.losses(arms),
-        learning.validation(arms),
-        learning.retention(arms),
-        learning.ranks(arms),
-        subspaces.similarity(arms),
-        subspaces.spectra(arms),
-        subspaces.ratios(arms),
+        learning.losses(chosen),
+        learning.validation(chosen),
+        learning.retention(chosen, bases),
+        learning.ranks(chosen),
+        subspaces.similarity(chosen),
+        subspaces.spectra(chosen),
+        subspaces.ratios(chosen),
         results.scores(material),
-        samples.section(material, arms),
+        samples.section(material, chosen),
         origins.section(material),
-        origins.failed(material),
+        origins.failed(material, arms),
     ]
-    sections = [findings.section(material, arms), *(part for part in parts if part)]
+    sections = [findings.section(material, arms, fronts), *(part for part in parts if part)]
     kind = "Comparison" if material.record or material.grid else "Run" if len(material.runs) == 1 else "Runs"
     subtitle = f"{kind} · written by milora {milora.__version__}"
-    return Document(title or material.title, subtitle, sections, [_record(arm) for arm in arms])
+    name = title or str(material.record.get("name") or material.title)
+    return Document(name, subtitle, sections, [_record(arm) for arm in arms])
 
 
 def _record(arm: Arm) -> dict[str, Any]:
@@ -52,9 +54,11 @@ def _record(arm: Arm) -> dict[str, Any]:
     return {
         "arm": arm.name,
         "label": arm.label,
+        "variant": arm.variant,
         "method": arm.method,
         "r": arm.r,
         "learning_rate": arm.learning_rate,
+        "chosen": arm.chosen,
         "seeds": arm.seeds,
         "failed": arm.failed,
         "trainable_parameters": arm.trainable,

@@ -167,6 +167,17 @@ def measured_cell(mean: float | None, stderr: float | None, n: int | None = None
     return Cell(measured(mean, stderr), mean, {"mean": mean, "stderr": stderr, "n": n}, mark)
 
 
+def plain_cell(value: Any) -> Cell:
+    """A JSON value of an unknown kind; a number without the zeros at its end."""
+    if value is None:
+        return missing()
+    if isinstance(value, bool):
+        return Cell("yes" if value else "no", "a" if value else "b", value)
+    if isinstance(value, int | float):
+        return Cell(_signed(f"{value:,}" if isinstance(value, int) else f"{value:.4g}"), value)
+    return text_cell(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+
+
 def number(value: float) -> str:
     """Four significant digits, without an exponent where that stays short."""
     if value == 0 or not math.isfinite(value):

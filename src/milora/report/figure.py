@@ -84,10 +84,21 @@ def slots(labels: list[str], methods: list[str]) -> list[int]:
 
 
 def look(slot: int) -> dict[str, Any]:
-    """Colour, marker and dash of a series, as matplotlib's plot takes them."""
+    """Colour, marker and dash of a series, as matplotlib's plot takes them; a slot below 0 is the base model's."""
+    if slot < 0:
+        return {"color": INK, "marker": "*", "linestyle": "-"}
     turn = slot // len(SERIES)
     dash = DASHES[(slot + turn) % len(DASHES)]
     return {"color": colour(slot), "marker": MARKERS[(slot + 3 * turn) % len(MARKERS)], "linestyle": dash}
+
+
+def plain_log(axis: Any) -> None:
+    """Label a logarithmic axis with plain numbers: its own labels are formulas, which names may not be."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 @contextmanager
@@ -101,7 +112,7 @@ def new_figure(height: float, width: float = WIDTH) -> Iterator[Any]:
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         # A name in another script is drawn by the reader's own font; matplotlib's lacks it and says so.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        yield Figure(figsize=(width, height), layout="constrained")
+        yield Figure(figsize=(width, height), layout="constrained", dpi=72)
 
 
 def svg(figure: Any, id: str, title: str, alt: str) -> str:

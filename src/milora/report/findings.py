@@ -7,28 +7,32 @@ from typing import Any
 
 from milora.report import metrics
 from milora.report.arms import Arm
-from milora.report.document import Findings, Section, interval, measured, number
+from milora.report.document import Findings, Section, Text, interval, measured, number
 from milora.report.folders import Material
-from milora.report.results import bounds
+from milora.report.origins import failures
+from milora.report.pareto import Front
+from milora.report.results import bounds, check_name, pair
 
 Item = tuple[str, str]
 FEW = 6  # names in one sentence
 CLEARLY = 2.0  # how many times chance a similarity must be to be called one
 
 
-def section(material: Material, arms: Sequence[Arm]) -> Section:
-    """All findings, the checks first."""
+def section(material: Material, arms: Sequence[Arm], fronts: Sequence[Front]) -> Section:
+    """All findings: what was run and checked, then learning and forgetting, then the change of the weights."""
+    chosen = [arm for arm in arms if arm.chosen]
     items = [
-        *_runs(material, arms), *_checks(material.record), *_against(arms, "lora", "LoRA"),
-        *_against(arms, "base", "the base"), *_best(arms), *_front(material.record, arms), *_tasks(material),
-        *_subspaces(arms), *_predicted(arms),
+        *_runs(material, arms), *_checks(material.record), *_rates(material.selection),
+        *_against(chosen, "lora", "LoRA"), *_best(chosen), *_matched(material.record), *_front(fronts),
+        *_tasks(material), *_subspaces(chosen), *_predicted(chosen),
     ]  # fmt: skip
-    return Section("summary", "Summary", [Findings(items)])
+    description = str(material.record.get("description") or "")
+    return Section("summary", "Summary", [*([Text(description)] if description else []), Findings(items)])
 
 
 def _runs(material: Material, arms: Sequence[Arm]) -> list[Item]:
-    failed = [run.name for run in material.runs if run.failed is not None]
-    done = len(material.runs) - len(failed)
+    failed = list(failures(material, arms))
+    done = sum(1 for run in material.runs if run.name not in failed)
     items = [("plain", f"{_count(done, 'run')} in {_count(len(arms), 'arm')}; {_inputs(material)}")]
     if failed:
         items.append(("bad", f"{_count(len(failed), 'run')} failed and {_are(failed)} in no mean: {_names(failed)}."))
@@ -58,7 +62,7 @@ def _checks(record: Mapping[str, Any]) -> list[Item]:
         if not group:
             continue
         measured = [c for c in group if c.get("value") is not None and c.get("passed") is not None]
-        failed = [str(c.get("name")) for c in measured if not c["passed"]]
+        failed = [check_name(c) for c in measured if not c["passed"]]
         passed = len(measured) - len(failed)
         text = f"{passed} of {_count(len(group), kind)} passed"
         text += f"; failed: {_names(failed)}" if failed else ""
@@ -103,28 +107,41 @@ def _best(arms: Sequence[Arm]) -> list[Item]:
     return items
 
 
-def _front(record: Mapping[str, Any], arms: Sequence[Arm]) -> list[Item]:
-    rows = [row for row in record.get("pareto") or [] if isinstance(row, dict)]
-    known = {arm.label: arm.name for arm in arms}
+def _rates(selection: Mapping[str, Any]) -> list[Item]:
+    edge = [label for label, found in selection.items() if isinstance(found, dict) and found.get("at_the_edge")]
+    if not edge:
+        return []
+    return [("open", f"The chosen learning rate is the smallest or largest that was tried for {_names(edge)}: a better one may lie beyond.")]
+
+
+def _matched(record: Mapping[str, Any]) -> list[Item]:
+    rows = [row for row in record.get("matched") or [] if row.get("comparable") and row.get("ratio")]
+    rows = [row for row in rows if "lora" in (row.get("a"), row.get("b"))] or rows
     items = []
-    for score in dict.fromkeys(str(row.get("score_name")) for row in rows):
-        here = [row for row in rows if str(row.get("score_name")) == score]
-        front = list(dict.fromkeys(known.get(str(r["label"]), str(r["label"])) for r in here if r.get("on_front")))
-        if front:
-            items.append(("plain", f"On the front of {metrics.title(score)} against forgetting: {_names(front)}."))
+    for row in rows[:FEW]:
+        low, high = bounds(row)
+        known = low is not None and high is not None
+        open_ = not known or low <= 1 <= high
+        text = f"At equal validation loss, along {row.get('path')}, the KL of {pair(row)} is in the ratio {row['ratio']:.3g}"
+        items.append(("open" if open_ else "plain", text + (f" [{low:.3g}, {high:.3g}]." if known else ".")))
     return items
+
+
+def _front(fronts: Sequence[Front]) -> list[Item]:
+    return [("plain", f"On the front of {f.title} against forgetting: {_names(f.best)}.") for f in fronts if f.best]
 
 
 def _tasks(material: Material) -> list[Item]:
     if len(material.runs) != 1:
         return []
     items = []
-    for row in (material.runs[0].results.get("comparison") or [])[:FEW]:
+    rows = (material.runs[0].results.get("comparison") or [])[:FEW]
+    for row, name in zip(rows, metrics.task_metrics(rows), strict=True):
         base, tuned, difference = row.get("base"), row.get("tuned"), row.get("difference")
         if not all(isinstance(v, int | float) for v in (base, tuned, difference)):
             continue
         error = row.get("difference_stderr")
-        text = f"{metrics.title(metrics.task_metric(row))} went from {number(base)} to {number(tuned)} (difference {measured(difference, error)})."
+        text = f"{metrics.title(name)} went from {number(base)} to {number(tuned)} (difference {measured(difference, error)})."
         unclear = error is not None and abs(difference) <= 2 * error
         better = {True: difference > 0, False: difference < 0}.get(row.get("higher_is_better"))
         items.append(("open" if unclear or better is None else "good" if better else "bad", text))
@@ -132,17 +149,17 @@ def _tasks(material: Material) -> list[Item]:
 
 
 def _subspaces(arms: Sequence[Arm]) -> list[Item]:
-    items = []
+    found: dict[str, list[str]] = {}
     for arm in arms:
-        phi = {part: arm.metrics.get(f"phi_left_{part}") for part in ("top", "bottom", "random")}
-        top, bottom, chance = (m.mean if m else None for m in phi.values())
-        if top is None or bottom is None or not chance:
+        top, bottom, chance = (arm.metrics.get(f"phi_left_{part}") for part in ("top", "bottom", "random"))
+        if top is None or bottom is None or chance is None or chance.mean <= 0:
             continue
-        where = [f"the {part}" for part, value in (("top", top), ("bottom", bottom)) if value >= CLEARLY * chance]
-        lies = f"lies in {' and '.join(where)} subspace of W" if where else "lies in neither the top nor the bottom subspace of W"
-        values = f"φ left: top {number(top)}, bottom {number(bottom)}, random {number(chance)}"
-        items.append(("plain", f"The change of {arm.name} {lies} ({values})."))
-    return items
+        where = [f"the {n}" for n, m in (("top", top), ("bottom", bottom)) if m.mean >= CLEARLY * chance.mean]
+        lies = f"in {' and '.join(where)}" if where else "in neither the top nor the bottom"
+        values = f"{arm.name} ({top.mean:.2f}, {bottom.mean:.2f}, {chance.mean:.2f})"
+        found.setdefault(lies, []).append(values)
+    said = "subspace of W (φ left: top, bottom, random)"
+    return [("plain", f"The change lies {lies} {said}: {_list(told)}.") for lies, told in found.items()]
 
 
 def _predicted(arms: Sequence[Arm]) -> list[Item]:
@@ -154,7 +171,7 @@ def _predicted(arms: Sequence[Arm]) -> list[Item]:
     if not off:
         return []
     told = [f"{name} {100 * value:+.0f} %".replace("-", "−") for name, value in off.items()]
-    return [("plain", f"The size of the change was predicted from the start to within: {_list(told)}.")]
+    return [("plain", f"The size of the change beside LoRA's, as predicted before training, is off by {_list(told)}.")]
 
 
 def _count(n: int, what: str) -> str:

@@ -19,7 +19,10 @@ import yaml
 from milora.errors import MiloraError
 
 RUN_MARK = "# The resolved recipe of a milora run."  # the first line of a run's recipe.yaml
-NAMED = re.compile(r"(?P<label>.+)-r(?P<r>\d+)-lr(?P<lr>\d[\d.]*(?:e[-+]?\d+)?)-s(?P<seed>\d+)")
+# LABEL[@VARIANT][-rRANK]-lrRATE-sSEED, as a comparison names its runs; a rate may be matched to another method's.
+NAMED = re.compile(
+    r"(?P<label>.+?)(?:@(?P<variant>.+?))?(?:-r(?P<r>\d+))?-lr(?:(?P<lr>\d[\d.]*(?:e[-+]?\d+)?)|match_.+)-s(?P<seed>\d+)"
+)
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff\ufdd0-\ufdef]")
 
 
@@ -34,6 +37,7 @@ class Run:
     r: int | None = None
     learning_rate: float | None = None
     seed: int | None = None
+    variant: str = "base"  # of the base model
     recipe: dict[str, Any] = field(default_factory=dict)
     recipe_text: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -54,7 +58,7 @@ class Material:
         runs: the runs in the order of their names, failed ones among them.
         record: comparison.json, empty without one.
         selection: selection.json.
-        base: what was measured of the base model, as a run folder's ``eval/results.json`` and the like.
+        bases: what was measured of each variant of the base model, in the files of a run folder.
         grid: the text of comparison.yaml.
         problems: files that are there and could not be read.
     """
@@ -63,7 +67,7 @@ class Material:
     runs: list[Run]
     record: dict[str, Any] = field(default_factory=dict)
     selection: dict[str, Any] = field(default_factory=dict)
-    base: Run | None = None
+    bases: dict[str, Run] = field(default_factory=dict)
     grid: str = ""
     problems: list[str] = field(default_factory=list)
 
@@ -112,10 +116,17 @@ def _read_comparison(path: Path) -> Material:
         runs=[_read_run(p, p.name, problems) for p in inside],
         record=read_json(path / "comparison.json", problems),
         selection=read_json(path / "selection.json", problems),
-        base=_read_run(path / "base", "base", problems) if (path / "base").is_dir() else None,
+        bases=_bases(path / "base", problems),
         grid=_read_text(path / "comparison.yaml", problems),
         problems=problems,
     )
+
+
+def _bases(path: Path, problems: list[str]) -> dict[str, Run]:
+    """One variant's measurements lie in ``base/`` itself, those of several below it."""
+    inside = sorted(p for p in path.glob("*") if p.is_dir() and p.name != "eval")
+    folders = {p.name: p for p in inside} if inside and not (path / "eval").is_dir() else {"base": path}
+    return {name: _read_run(folder, name, problems) for name, folder in folders.items() if folder.is_dir()}
 
 
 def _read_run(path: Path, name: str, problems: list[str]) -> Run:
@@ -129,14 +140,22 @@ def _read_run(path: Path, name: str, problems: list[str]) -> Run:
     run.retention = read_json(path / "retention.json", problems)
     if (path / "failed.json").is_file():
         run.failed = read_json(path / "failed.json", problems)
-    named = NAMED.fullmatch(name)
-    recipe = run.recipe
-    run.method = str(recipe.get("method") or (named["label"] if named else "unknown"))
-    run.label = named["label"] if named else _label(run.method, recipe)
-    run.r = _first_number(recipe.get("lora_r"), int(named["r"]) if named else None)
-    run.learning_rate = _first_number(recipe.get("learning_rate"), float(named["lr"]) if named else None)
-    run.seed = _first_number(recipe.get("seed"), int(named["seed"]) if named else None)
+    _identify(run, NAMED.fullmatch(name))
     return run
+
+
+def _identify(run: Run, named: re.Match[str] | None) -> None:
+    """Method, rank, rate and seed, from the recipe or else from the name that a comparison gave."""
+    recipe = run.recipe
+    matched = run.provenance.get("learning_rate") or {}
+    own = named.groupdict() if named else {}
+    run.method = str(recipe.get("method") or own.get("label") or "unknown")
+    run.label = own.get("label") or _label(run.method, recipe)
+    run.variant = own.get("variant") or "base"
+    run.r = _first_number(recipe.get("lora_r") if run.method != "full" else None, int(own["r"]) if own.get("r") else None)
+    rate = float(own["lr"]) if own.get("lr") else None
+    run.learning_rate = _first_number(recipe.get("learning_rate"), matched.get("resolved"), rate)
+    run.seed = _first_number(recipe.get("seed"), int(own["seed"]) if own else None)
 
 
 def _label(method: str, recipe: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from milora.report import figure as fig
 from milora.report import lines, metrics
-from milora.report.arms import Arm
+from milora.report.arms import Arm, Measured
 from milora.report.document import (
     Cell,
     Folded,
@@ -50,7 +50,7 @@ def validation(arms: Sequence[Arm]) -> Section | None:
 def _curves(arms: Sequence[Arm], key: str, title: str, id: str, axis: str) -> Section | None:
     slots = arm_slots(arms)
     series = [s for arm in arms if (s := _series(arm, slots[arm.name], lambda run: _points(run, key)))]
-    if not series:
+    if not any(len(s.points) > 1 for s in series):
         return None
     groups = [series[i : i + PER_PANEL] for i in range(0, len(series), PER_PANEL)]
     panels = [
@@ -95,19 +95,15 @@ def _series(arm: Arm, slot: int, points: Callable[[Run], Points]) -> Series | No
     return Series(arm.name, slot, mean or found[0], behind=found if len(found) > 1 else [])
 
 
-def retention(arms: Sequence[Arm]) -> Section | None:
-    """Forgetting, scores and losses at the checkpoints of the runs; step 0 is the base."""
+def retention(arms: Sequence[Arm], bases: Mapping[str, Mapping[str, Measured]]) -> Section | None:
+    """Forgetting, scores and losses at the steps at which they were measured; step 0 is the base."""
     slots = arm_slots(arms)
-    values = {arm.name: [_retained(run) for run in arm.runs] for arm in arms}
-    names = metrics.ordered({name for runs in values.values() for run in runs for name in run})
+    values = {arm.name: _retained(arm) or _measured_at(arm, bases.get(arm.variant, {})) for arm in arms}
+    names = metrics.ordered({name for found in values.values() for name in found})
     panels: list[Panel] = []
     for name in names:
-        series = []
-        for arm in arms:
-            found = [run[name] for run in values[arm.name] if name in run]
-            if found:
-                mean, errors = lines.mean_line(found)
-                series.append(Series(arm.name, slots[arm.name], mean or found[0], errors if mean else []))
+        found = [(arm, *values[arm.name][name]) for arm in arms if name in values[arm.name]]
+        series = [Series(arm.name, slots[arm.name], points, errors) for arm, points, errors in found]
         panels.append(Panel(metrics.title(name), "step", "", series))
     if not panels:
         return None
@@ -115,26 +111,45 @@ def retention(arms: Sequence[Arm]) -> Section | None:
     rows = [
         [text_cell(s.name), text_cell(panel.title), count_cell(int(x)), measured_cell(y, error)]
         for panel in panels for s in panel.series
-        for (x, y), error in zip(s.points, s.errors or [None] * len(s.points), strict=True)
+        for (x, y), error in zip(s.points, s.errors, strict=True)
     ]  # fmt: skip
     header = [("arm", False), ("measurement", False), ("step", True), ("value", True)]
-    table = Table("retention-table", "Measured at checkpoints; step 0 is the base model", header, rows)
+    table = Table("retention-table", "Measured while training; step 0 is the base model", header, rows)
     shown = picture("retention", "Learning and forgetting as training goes", alt, panels)
     return Section("retention-section", "Retention by step", [shown, Folded("The numbers", [table])])
 
 
-def _retained(run: Run) -> dict[str, Points]:
-    found: dict[str, Points] = {}
-    for row in run.retention.get("rows") or []:
-        step = row.get("step")
-        if not isinstance(step, int | float):
-            continue
-        values = {"kl": (row.get("forgetting") or {}).get("kl"), **(row.get("losses") or {})}
-        values |= {metrics.task_metric(score): score.get("value") for score in row.get("scores") or []}
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                found.setdefault(name, []).append((float(step), float(value)))
-    return {name: sorted(points, key=lambda p: p[0]) for name, points in found.items()}
+Line = tuple[Points, list[float | None]]
+
+
+def _retained(arm: Arm) -> dict[str, Line]:
+    """The lines of ``retention.json``: the mean over the runs that have one."""
+    found: dict[str, list[Points]] = {}
+    for run in arm.runs:
+        own: dict[str, Points] = {}
+        for row in sorted((r for r in run.retention.get("rows") or [] if "step" in r), key=lambda r: r["step"]):
+            values = {"kl": (row.get("forgetting") or {}).get("kl")} if "forgetting" in row else {}
+            values |= {f"loss, {name}": v for name, v in (row.get("losses") or {}).items()}
+            values |= {f"accuracy, {name}": v for name, v in (row.get("accuracies") or {}).items()}
+            scores = row.get("scores") or []
+            values |= {n: score.get("value") for n, score in zip(metrics.task_metrics(scores), scores, strict=True)}
+            for name, value in values.items():
+                own.setdefault(name, []).append((float(row["step"]), value))
+        for name, points in own.items():
+            if any(y is not None for _, y in points):
+                found.setdefault(name, []).append(points)
+    return {name: lines.mean_line(runs) for name, runs in found.items()}
+
+
+def _measured_at(arm: Arm, base: Mapping[str, Measured]) -> dict[str, Line]:
+    """The lines of ``METRIC@STEP`` that a comparison measured, from the base on."""
+    found: dict[str, Line] = {}
+    for name, steps in metrics.at_steps(arm.metrics).items():
+        start = [(0.0, base[name])] if name in base else []
+        all_of = start + [(float(step), arm.metrics[at]) for step, at in steps]
+        if len(all_of) > 1:
+            found[name] = [(x, m.mean) for x, m in all_of], [m.stderr for _, m in all_of]
+    return found
 
 
 def ranks(arms: Sequence[Arm]) -> Section | None:
@@ -152,7 +167,7 @@ def ranks(arms: Sequence[Arm]) -> Section | None:
     every = [arm for a in swept.values() for arm in a]
     ticks = sorted({float(arm.r or 0) for arm in every})
     panels = []
-    for metric in metrics.ordered({m for arm in every for m in arm.metrics if not m.startswith("phi_")}):
+    for metric in metrics.ordered({m for arm in every for m in arm.shown() if not m.startswith("phi_")}):
         series = []
         for (name, a), slot in zip(swept.items(), looks, strict=True):
             here = [arm for arm in a if metric in arm.metrics]
@@ -168,23 +183,24 @@ def rates(selection: Mapping[str, Any], arms: Sequence[Arm]) -> Section | None:
     found = {label: s for label, s in selection.items() if isinstance(s, dict) and s.get("rates")}
     if not found:
         return None
-    methods = [next((a.method for a in arms if a.label == label), label.split("-")[0]) for label in found]
+    methods = [next((a.method for a in arms if label.startswith(a.label)), label) for label in found]
     series, rows = [], []
     for (label, chosen), slot in zip(found.items(), fig.slots(list(found), methods), strict=True):
         tried = sorted((t for t in chosen["rates"] if t.get("learning_rate")), key=lambda t: t["learning_rate"])
         points: Points = [(t["learning_rate"], t.get("validation_loss")) for t in tried]
         ringed = next((i for i, t in enumerate(tried) if t.get("chosen") and points[i][1] is not None), None)
         series.append(Series(label, slot, points, [t.get("stderr") for t in tried], ringed=ringed))
-        rows += [[text_cell(label), *_rate_cells(t), text_cell(chosen.get("criterion"))] for t in tried]
-    header = [("method", False), ("learning rate", True), ("seeds", True), ("validation loss", True)]
-    header += [("chosen", False), ("criterion", False)]
+        rows += [[text_cell(label), *_rate_cells(t)] for t in tried]
+    header = [("method", False), ("learning rate", True), ("seeds", True), ("failed", True), ("validation loss", True)]
+    header += [("chosen", False)]
     table = Table("rates-table", "Learning rates that were tried on the validation split", header, rows)
     told = [f"{s.name} {rate(s.points[s.ringed][0])}" for s in series if s.ringed is not None]
     alt = lines.from_to(series, "Validation loss by learning rate") + (f" Chosen: {', '.join(told)}." if told else "")
-    panel = Panel("", "learning rate", "validation loss (nats per token)", series, x_log=True)
+    ticks = sorted({x for s in series for x, _ in s.points})
+    panel = Panel("", "learning rate", "validation loss (nats per token)", series, x_log=True, x_ticks=ticks)
     shown = picture("rate-selection", "Validation loss by learning rate; a ring marks the rate that was chosen", alt, [panel])
     said = "The validation losses from which the learning rate of each method was chosen."
-    return Section("rates", "Choice of the learning rate", [Text(said), shown, table])
+    return Section("rates", "Choice of the learning rate", [Text(said), shown, Folded("The numbers", [table])])
 
 
 def _rate_cells(tried: Mapping[str, Any]) -> list[Cell]:
@@ -193,6 +209,7 @@ def _rate_cells(tried: Mapping[str, Any]) -> list[Cell]:
     return [
         Cell(rate(tried["learning_rate"]), tried["learning_rate"]),
         count_cell(tried.get("seeds")),
+        count_cell(len(tried.get("failed") or [])),
         measured_cell(loss, tried.get("stderr"), mark="strong" if chosen else ""),
         Cell("chosen" if chosen else "no", "a" if chosen else "b", mark="good" if chosen else ""),
     ]

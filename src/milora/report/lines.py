@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from milora.report import figure as fig
-from milora.report.document import number, short
+from milora.report.document import number, rate, short
 
 Points = list[tuple[float, float | None]]
 
@@ -44,7 +44,7 @@ def draw(id: str, title: str, alt: str, panels: Sequence[Panel]) -> str:
     columns = 1 if len(panels) == 1 else 2
     rows = math.ceil(len(panels) / columns)
     names = list(dict.fromkeys(s.name for panel in panels for s in panel.series))
-    legend = 0.0 if len(names) < 2 else 0.25 * math.ceil(len(names) / _columns(names)) + 0.15
+    legend = 0.25 * math.ceil(len(names) / _columns(names)) + 0.15
     with fig.new_figure((3.5 if columns == 1 else 2.6 * rows) + legend) as figure:
         axes = figure.subplots(rows, columns, squeeze=False)
         handles: dict[str, Any] = {}
@@ -52,7 +52,7 @@ def draw(id: str, title: str, alt: str, panels: Sequence[Panel]) -> str:
             handles = _panel(axis, panel) | handles
         for axis in axes.flat[len(panels) :]:
             axis.set_axis_off()
-        if len(names) > 1:
+        if names:
             shown = [(handles[name], short(name)) for name in names]
             figure.legend(*zip(*shown, strict=True), loc="outside lower center", ncols=_columns(names))
         return fig.svg(figure, id, title, alt)
@@ -83,12 +83,18 @@ def _panel(axis: Any, panel: Panel) -> dict[str, Any]:
             ring = {"marker": "o", "markersize": 12, "fillstyle": "none", "markeredgewidth": 1.3}
             axis.plot([x[series.ringed]], [y[series.ringed]], linestyle="", color=look["color"], **ring)
     if len(panel.x_ticks) > 0:
-        axis.set_xticks(panel.x_ticks, [f"{tick:g}" for tick in panel.x_ticks], minor=False)
+        axis.set_xticks(panel.x_ticks, [_tick(tick) for tick in panel.x_ticks], minor=False)
         axis.minorticks_off()
+    if panel.y_log:
+        fig.plain_log(axis.yaxis)
     axis.set(xlabel=panel.x, ylabel=panel.y)
     if panel.title:
         axis.set_title(short(panel.title, 48), loc="left")
     return handles
+
+
+def _tick(value: float) -> str:
+    return f"{value:g}" if value >= 1 else rate(value)
 
 
 def _xy(points: Points) -> tuple[list[float], list[float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from milora.report.folders import Run
@@ -18,11 +18,12 @@ TITLES = {
     "intruders": "intruder dimensions",
     "train_loss": "training loss",
 }
+MATRICES = "matrices"  # how many a mean is over
 LEARNING = ("validation_loss", "kl", "forgetting")  # these stand first
 LOWER_IS_BETTER = {*LEARNING, "train_loss"}
-NEITHER = {"amplification", "relative", "norm_dW", "effective_rank", "intruders"}  # they describe, they do not rank
+NEITHER = {MATRICES, "amplification", "relative", "norm_dW", "effective_rank", "intruders"}  # they describe, they do not rank
 # Endings of the harness's metrics that fall as a model gets better.
-FALLING = ("perplexity", "loss", "bits_per_byte", "nll")
+FALLING = ("perplexity", "loss", "bits_per_byte", "nll", "brier_score", "ter")
 
 
 def title(name: str) -> str:
@@ -47,6 +48,22 @@ def describes_change(name: str) -> bool:
     return direction(name) == 0
 
 
+def whole(name: str) -> bool:
+    """Whether a metric is of the end of a run and of all its weights: no ``@STEP``, and no ``:TYPE`` of a change's."""
+    own = name.partition(":")[0]
+    return "@" not in name and name != MATRICES and not (":" in name and (own in NEITHER or own.startswith("phi_")))
+
+
+def at_steps(names: Iterable[str]) -> dict[str, list[tuple[int, str]]]:
+    """Metric -> (step, name) of those that were measured at a step, ``METRIC@STEP``."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for name in names:
+        metric, at, step = name.rpartition("@")
+        if at and step.isdigit():
+            found.setdefault(metric, []).append((int(step), name))
+    return {metric: sorted(steps) for metric, steps in found.items()}
+
+
 def ordered(names: Iterable[str]) -> list[str]:
     """The headline first, then the tasks, then what describes the change."""
 
@@ -66,27 +83,28 @@ def of_run(run: Run) -> dict[str, float]:
     found |= {name: summary.get(name) for name in ("amplification", "relative")}
     for side, parts in (summary.get("phi") or {}).items():
         found |= {f"phi_{side}_{part}": value for part, value in (parts or {}).items()}
-    for row in run.results.get("comparison") or []:
-        found[task_metric(row)] = row.get("tuned")
+    rows = run.results.get("comparison") or []
+    for row, name in zip(rows, task_metrics(rows), strict=True):
+        found[name] = row.get("tuned")
     return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
 
 
-def of_base(run: Run | None, runs: Iterable[Run]) -> dict[str, float]:
+def of_base(run: Run | None, runs: Iterable[Run] = ()) -> dict[str, float]:
     """The base model's scores, from its own folder or from what the runs measured beside themselves."""
     scores: dict[str, float] = {}
     for source in [run, *runs]:
         results = source.results if source else {}
         rows = results.get("scores") or (results.get("base") or {}).get("scores") or []
-        for row in rows:
+        for row, name in zip(rows, task_metrics(rows), strict=True):
             if isinstance(row.get("value"), int | float):
-                scores.setdefault(task_metric(row), float(row["value"]))
+                scores.setdefault(name, float(row["value"]))
     return scores
 
 
-def task_metric(row: Mapping[str, Any]) -> str:
-    """``task:metric``, with the filter where there is one."""
-    name = f"{row.get('task')}:{row.get('metric')}"
-    return name if row.get("filter") in (None, "none") else f"{name},{row['filter']}"
+def task_metrics(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """``task:metric`` of each score, with the filter where a metric has several."""
+    names = [f"{row.get('task')}:{row.get('metric')}" for row in rows]
+    return [n if names.count(n) == 1 else f"{n},{row.get('filter')}" for n, row in zip(names, rows, strict=True)]
 
 
 def validation_loss(run: Run) -> float | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from milora.report.arms import Arm
 from milora.report.document import Cell, Code, Folded, Section, Table, Text, count_cell, missing, rate, text_cell
 from milora.report.folders import Material, Run
 
@@ -105,12 +107,19 @@ def _yaml(value: Any) -> str:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
 
 
-def failed(material: Material) -> Section | None:
+def failures(material: Material, arms: Sequence[Arm]) -> dict[str, tuple[str, str]]:
+    """Run -> (where, why) of those that ended with an error, and of those that a comparison misses."""
+    found = {r.name: (str(r.failed.get("where") or ""), str(r.failed.get("error") or "")) for r in material.runs if r.failed}
+    for arm in arms:
+        for seed, error in arm.errors.items():
+            name = Path(str(arm.places.get(seed) or f"{arm.name}, seed {seed}")).name
+            found.setdefault(name, ("", str(error)))
+    return found
+
+
+def failed(material: Material, arms: Sequence[Arm]) -> Section | None:
     """The runs that ended with an error, and files that could not be read."""
-    rows = [
-        [text_cell(run.name), text_cell(str(run.failed.get("where") or "")), text_cell(str(run.failed.get("error") or ""))]
-        for run in material.runs if run.failed is not None
-    ]  # fmt: skip
+    rows = [[text_cell(name), text_cell(where), text_cell(why)] for name, (where, why) in failures(material, arms).items()]
     blocks: list[Any] = []
     if rows:
         header = [("run", False), ("where", False), ("error", False)]

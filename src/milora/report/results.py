@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from milora.report import metrics
-from milora.report.arms import Arm
+from milora.report.arms import Arm, Measured
 from milora.report.document import (
     Cell,
+    Folded,
     Section,
     Table,
     Text,
@@ -16,13 +17,13 @@ from milora.report.document import (
     interval,
     measured_cell,
     missing,
-    number,
-    number_cell,
+    plain_cell,
     rate,
     text_cell,
 )
 from milora.report.folders import Material
 
+LONG = 12  # rows of a table that nobody reads from end to end
 VERDICTS = {True: ("passed", "good"), False: ("failed", "bad"), None: ("not measured", "missing")}
 
 
@@ -35,10 +36,10 @@ def checks(record: Mapping[str, Any]) -> Section | None:
         rows.append(
             [
                 Cell(verdict, verdict, mark=mark),
-                text_cell(str(check.get("name") or "")),
+                text_cell(check_name(check)),
                 text_cell(check.get("what")),
-                number_cell(check.get("value")),
-                Cell(f"{_sense(check)} {number(limit)}", limit) if isinstance(limit, int | float) else text_cell(None),
+                plain_cell(check.get("value")),
+                Cell(f"{_sense(check)} {limit:g}", limit) if isinstance(limit, int | float) else text_cell(None),
                 Cell("gate", "a") if check.get("gate") else Cell("report only", "b"),
             ]
         )
@@ -48,26 +49,45 @@ def checks(record: Mapping[str, Any]) -> Section | None:
     return Section("checks", "Checks", [Text(said), table]) if rows else None
 
 
+def check_name(check: Mapping[str, Any]) -> str:
+    """A check's name with its variant of the base model, where that is not the only one."""
+    variant = check.get("variant")
+    return str(check.get("name") or "") + (f" @{variant}" if variant not in (None, "base") else "")
+
+
 def _sense(check: Mapping[str, Any]) -> str:
     return {">=": "≥", "<=": "≤"}.get(str(check.get("sense")), str(check.get("sense") or ""))
 
 
-def table(arms: Sequence[Arm], base: Mapping[str, float]) -> Section | None:
-    """Every arm with every metric: mean and standard error over its seeds, the best of each column marked."""
+def table(arms: Sequence[Arm], bases: Mapping[str, Mapping[str, Measured]]) -> Section | None:
+    """Every arm with every metric: mean and standard error over its seeds, the best of each column marked.
+
+    Args:
+        arms: all; those whose rate was not chosen stand in a table of their own.
+        bases: of ``bases_of``.
+    """
     if not arms:
         return None
-    names = metrics.ordered({name for arm in arms for name in arm.metrics} | set(base))
+    said = "Mean ± standard error over seeds; no error where there is one seed. ↑ higher is better, ↓ lower is better."
+    said += " Bold is the best mean of a column, which need not be a clear difference: see the paired differences."
+    shown = [arm for arm in arms if arm.chosen]
+    blocks: list[Any] = [Text(said), _table("results-table", "Results by arm", shown, bases)]
+    if others := [arm for arm in arms if not arm.chosen]:
+        blocks.append(Folded("At rates that were not chosen", [_table("other-rates", "Results at other rates", others, {})]))
+    return Section("results", "Results", blocks)
+
+
+def _table(id: str, caption: str, arms: Sequence[Arm], bases: Mapping[str, Mapping[str, Measured]]) -> Table:
+    names = metrics.ordered({n for arm in arms for n in arm.shown()} | {n for b in bases.values() for n in b if metrics.whole(n)})
     best = {name: _best(arms, name) for name in names}
     header = [("arm", False), ("method", False), ("r", True), ("learning rate", True), ("seeds", True)]
     header += [("trainable", True)] + [(metrics.title(name) + _arrow(name), True) for name in names]
-    rows = [[*_who(arm), *(_metric(arm, name, best[name]) for name in names)] for arm in arms]
-    if base and not any(arm.label == "base" for arm in arms):
-        blank = [text_cell(None)] * 4
-        values = [measured_cell(base.get(name), None) for name in names]
-        rows.append([text_cell("base"), text_cell("untuned model"), *blank, *values])
-    said = "Mean ± standard error over seeds; no error where there is one seed. ↑ higher is better, ↓ lower is better."
-    said += " Bold is the best mean of a column, which need not be a clear difference: see the paired differences."
-    return Section("results", "Results", [Text(said), Table("results-table", "Results by arm", header, rows)])
+    rows = [[*_who(arm), *(_metric(arm.metrics.get(name), best[name]) for name in names)] for arm in arms]
+    for variant, base in bases.items():
+        name = "base" if variant == "base" else f"base@{variant}"
+        values = [_metric(base.get(metric), None) for metric in names]
+        rows.append([text_cell(name), text_cell("untuned model"), *[text_cell(None)] * 4, *values])
+    return Table(id, caption, header, rows)
 
 
 def _who(arm: Arm) -> list[Cell]:
@@ -82,8 +102,7 @@ def _who(arm: Arm) -> list[Cell]:
     ]
 
 
-def _metric(arm: Arm, name: str, best: float | None) -> Cell:
-    found = arm.metrics.get(name)
+def _metric(found: Measured | None, best: float | None) -> Cell:
     if found is None:
         return missing()
     return measured_cell(found.mean, found.stderr, len(found.by_seed), "strong" if found.mean == best else "")
@@ -99,23 +118,31 @@ def _arrow(name: str) -> str:
 
 
 def differences(arms: Sequence[Arm]) -> Section | None:
-    """Paired differences against LoRA and against the base, with their intervals."""
+    """Paired differences against LoRA, the base and whatever else was asked for, with their intervals."""
+    others = list(dict.fromkeys(other for arm in arms for other in arm.against))
     blocks: list[Any] = []
-    for other, title in (("lora", "LoRA"), ("base", "the base model")):
-        names = metrics.ordered({n for arm in arms for n in arm.against.get(other) or {}})
-        rows = [
-            [text_cell(arm.name), *(_difference(arm.against[other].get(name)) for name in names)]
-            for arm in arms if arm.against.get(other)
-        ]  # fmt: skip
-        if rows:
-            header = [("arm", False)] + [(metrics.title(name) + _arrow(name), True) for name in names]
-            blocks.append(Table(f"against-{other}", f"Difference to {title}, paired by seed", header, rows))
+    for other in others:
+        title = {"lora": "LoRA", "base": "the base model"}.get(other, other)
+        for key, paired in ((None, "seed"), ("rows", "test row")):
+            found = {arm.name: _paired(arm, other, key) for arm in arms}
+            names = metrics.ordered({name for by_metric in found.values() for name in by_metric})
+            rows = [[text_cell(a), *(_difference(d.get(n)) for n in names)] for a, d in found.items() if d]
+            if rows:
+                header = [("arm", False)] + [(metrics.title(name) + _arrow(name), True) for name in names]
+                caption = f"Difference to {title}, paired by {paired}"
+                shown = Table(f"against-{other}" + (f"-{key}" if key else ""), caption, header, rows)
+                blocks.append(Folded(caption, [shown]) if key else shown)
     if not blocks:
         return None
     levels = {c.get("level") for a in arms for side in a.against.values() for c in (side or {}).values() if c}
     level = next((f"{100 * lv:g} %" for lv in levels if isinstance(lv, int | float)), "")
     said = f"Difference [{level + ' ' if level else ''}interval], n pairs. Bold where the interval leaves out zero."
     return Section("differences", "Paired differences", [Text(said), *blocks])
+
+
+def _paired(arm: Arm, other: str, key: str | None) -> dict[str, Any]:
+    found = {name: d for name, d in (arm.against.get(other) or {}).items() if metrics.whole(name) and d}
+    return {name: d[key] for name, d in found.items() if d.get(key)} if key else found
 
 
 def _difference(found: Mapping[str, Any] | None) -> Cell:
@@ -135,55 +162,52 @@ def bounds(found: Mapping[str, Any]) -> tuple[float | None, float | None]:
 
 
 def matched(record: Mapping[str, Any]) -> Section | None:
-    """Forgetting at equal learning: the rows of the comparison as they stand."""
-    rows = [_flat(row) for row in record.get("matched") or [] if isinstance(row, dict)]
+    """Forgetting at equal validation loss, pair by pair."""
+    rows = []
+    for row in record.get("matched") or []:
+        low, high = bounds(row)
+        ratio = row.get("ratio")
+        clear = ratio is not None and low is not None and high is not None and (low > 1 or high < 1)
+        between = f" [{low:.3g}, {high:.3g}]" if low is not None and high is not None else ""
+        rows.append(
+            [
+                text_cell(pair(row)), text_cell(str(row.get("path") or "")), plain_cell(row.get("validation_loss")),
+                plain_cell(row.get("kl_a")), plain_cell(row.get("kl_b")),
+                Cell(f"{ratio:.3g}{between}", ratio, dict(row), "strong" if clear else "") if ratio is not None else missing(),
+                plain_cell(row.get("seeds")), text_cell(row.get("reason")),
+            ]
+        )  # fmt: skip
     if not rows:
         return None
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    numeric = {k: all(isinstance(r.get(k), int | float | None) for r in rows) for k in keys}
-    cells = [[_plain(row.get(key)) for key in keys] for row in rows]
-    header = [(key.replace("_", " "), numeric[key]) for key in keys]
-    said = "Methods compared where they learned equally much, not after equally many steps."
-    shown = Table("matched-table", "Forgetting at matched learning", header, cells)
+    header = [("a : b", False), ("along", False), ("validation loss", True), ("KL of a", True), ("KL of b", True)]
+    header += [("ratio [interval]", True), ("seeds", True), ("not comparable because", False)]
+    said = "KL where two arms have learned equally much, along their steps or along their rates, not after equally many"
+    said += " steps. A ratio below 1: a forgets less. Bold where the interval leaves out 1."
+    shown = Table("matched-table", "Forgetting at equal validation loss", header, rows)
     return Section("matched", "Matched learning", [Text(said), shown])
 
 
-def _flat(row: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in row.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{above}{key} ")
-        elif key == "interval" and isinstance(value, list) and len(value) == 2:
-            flat |= {f"{above}low": value[0], f"{above}high": value[1]}
-        else:
-            flat[above + key] = value
-    return flat
-
-
-def _plain(value: Any) -> Cell:
-    if value is None:
-        return missing()
-    if isinstance(value, bool):
-        return Cell("yes" if value else "no", "a" if value else "b", value)
-    if isinstance(value, int):
-        return count_cell(value)
-    if isinstance(value, float):
-        return number_cell(value)
-    return text_cell(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+def pair(row: Mapping[str, Any]) -> str:
+    """The two arms of a matched comparison, with variant and rank as far as they are told."""
+    variant = row.get("variant")
+    ranks = row.get("r") or [None, None]
+    named = [f"{row.get(k)}" + (f" r={r}" if r is not None else "") for k, r in zip(("a", "b"), ranks, strict=False)]
+    return " : ".join(named) + (f" @{variant}" if variant not in (None, "base") else "")
 
 
 def scores(material: Material) -> Section | None:
     """Base and tuned scores of each run beside one another, as its evaluation wrote them."""
     rows = []
     for run in material.runs:
-        for row in run.results.get("comparison") or []:
+        scored = run.results.get("comparison") or []
+        for row, name in zip(scored, metrics.task_metrics(scored), strict=True):
             better = {True: 1, False: -1}.get(row.get("higher_is_better"), 0)
             gain = (row.get("difference") or 0) * better
             mark = "" if abs(row.get("difference") or 0) <= 2 * (row.get("difference_stderr") or 0) else "strong"
             rows.append(
                 [
                     text_cell(run.name), text_cell(row.get("task")),
-                    text_cell(metrics.task_metric(row).partition(":")[2]), count_cell(row.get("n")),
+                    text_cell(name.partition(":")[2]), count_cell(row.get("n")),
                     *(measured_cell(row.get(side), row.get(f"{side}_stderr")) for side in ("base", "tuned")),
                     measured_cell(row.get("difference"), row.get("difference_stderr"), mark=mark),
                     Cell({1: "better", -1: "worse", 0: "–"}[(gain > 0) - (gain < 0)], gain),
@@ -194,4 +218,7 @@ def scores(material: Material) -> Section | None:
     header = [("run", False), ("task", False), ("metric", False), ("rows", True), ("base", True), ("tuned", True)]
     header += [("difference", True), ("tuned is", False)]
     said = "Score ± standard error over the rows of a task; the difference is paired by row. Bold: over two errors."
-    return Section("scores", "Task scores of each run", [Text(said), Table("scores-table", "Task scores", header, rows)])
+    shown: Any = Table("scores-table", "Task scores", header, rows)
+    if len(rows) > LONG:
+        shown = Folded(f"All scores ({len(rows)})", [shown])
+    return Section("scores", "Task scores of each run", [Text(said), shown])

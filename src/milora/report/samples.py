@@ -48,10 +48,9 @@ def _base(material: Material, runs: Sequence[Run], task: str) -> Rows:
     for run in runs:
         if rows := _read(run.path, f"{task}.base.jsonl", material):
             return rows
-    for name in (f"{task}.base.jsonl", f"{task}.jsonl"):
-        if material.base and (rows := _read(material.base.path, name, material)):
-            return rows
-    return {}
+    names = (f"{task}.base.jsonl", f"{task}.jsonl")
+    found = (_read(base.path, name, material) for base in material.bases.values() for name in names)
+    return next((rows for rows in found if rows), {})
 
 
 def _read(folder: Path, name: str, material: Material) -> Rows:

@@ -18,32 +18,31 @@ from milora.report.lines import Panel, Series, from_to
 
 SIDES = ("left", "right")
 PARTS = ("top", "bottom", "random")
-PER_PICTURE = 8  # panels; a model with experts has many module types
+PER_PICTURE = 8  # arms or panels; a model with experts has many module types
 
 
 def similarity(arms: Sequence[Arm]) -> Section | None:
-    """A heat map of phi by layer and module type for each arm, mean over its seeds, and a table by type."""
-    blocks: list[Any] = []
-    rows: list[list[Cell]] = []
-    for i, arm in enumerate(arms):
-        grids = _grids(arm)
-        if not grids:
-            continue
-        rows += _by_type(arm, grids)
-        title = f"φ of {arm.name} by layer and module"
-        blocks.append(_heat_map(f"phi-{i}", title, grids))
-    if not blocks:
+    """Heat maps of phi by layer and module type, a row for each arm, means over its seeds; and a table by type."""
+    grids = {arm.name: own for arm in arms if (own := _grids(arm))}
+    if not grids:
         return None
+    rows = [row for name, own in grids.items() for row in _by_type(name, own)]
+    names = list(grids)
+    pictures = [
+        _heat_maps(f"phi-{i}", {name: grids[name] for name in names[i : i + PER_PICTURE]})
+        for i in range(0, len(names), PER_PICTURE)
+    ]
     header = [("arm", False), ("module", False)] + [(f"φ {s}, {p}", True) for s in SIDES for p in PARTS]
     table = Table("phi-table", "φ by module type, mean over layers and seeds", header, rows)
     said = (
         "φ is the share of the change's leading directions that lies in the span of W's top, bottom or random ones, "
-        "left and right: 1 all of it, 0 none. White cells were not measured."
+        "left and right: 1 all of it, 0 none. An empty cell was not measured."
     )
-    return Section("subspaces", "Subspace similarity", [Text(said), *blocks, table])
+    return Section("subspaces", "Subspace similarity", [Text(said), *pictures, Folded("The numbers", [table])])
 
 
 Grid = dict[tuple[int, str], float]  # (layer, type) -> phi
+Grids = dict[tuple[str, str], Grid]  # (side, part) -> its grid
 
 
 def _modules(arm: Arm) -> Iterable[dict[str, Any]]:
@@ -53,7 +52,7 @@ def _modules(arm: Arm) -> Iterable[dict[str, Any]]:
                 yield module
 
 
-def _grids(arm: Arm) -> dict[tuple[str, str], Grid]:
+def _grids(arm: Arm) -> Grids:
     values: dict[tuple[str, str], dict[tuple[int, str], list[float]]] = {}
     for module in _modules(arm):
         at = (module.get("layer") if isinstance(module.get("layer"), int) else -1, str(module.get("type")))
@@ -69,11 +68,11 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _types(grids: dict[tuple[str, str], Grid]) -> list[str]:
+def _types(grids: Grids) -> list[str]:
     return list(dict.fromkeys(module for grid in grids.values() for _, module in grid))
 
 
-def _by_type(arm: Arm, grids: dict[tuple[str, str], Grid]) -> list[list[Cell]]:
+def _by_type(arm: str, grids: Grids) -> list[list[Cell]]:
     rows = []
     for name in [*_types(grids), "all"]:
         cells = []
@@ -81,45 +80,65 @@ def _by_type(arm: Arm, grids: dict[tuple[str, str], Grid]) -> list[list[Cell]]:
             for part in PARTS:
                 found = [v for (_, module), v in grids.get((side, part), {}).items() if name in (module, "all")]
                 cells.append(number_cell(_mean(found)) if found else missing())
-        rows.append([text_cell(arm.name), text_cell(name), *cells])
+        rows.append([text_cell(arm), text_cell(name), *cells])
     return rows
 
 
-def _heat_map(id: str, title: str, grids: dict[tuple[str, str], Grid]) -> Picture:
+def _heat_maps(id: str, grids: dict[str, Grids]) -> Picture:
     told = []
-    for (side, part), grid in grids.items():
-        values = list(grid.values())
-        told.append(f"{side}, {part}: mean {number(_mean(values))}, {number(min(values))} to {number(max(values))}")
-    layers = {layer for grid in grids.values() for layer, _ in grid}
-    alt = f"Heat maps over {len(layers)} layers and {len(_types(grids))} module types. {'; '.join(told)}."
-    return Picture(id, title, alt, lambda: _draw_heat_map(id, title, alt, grids))
+    for name, own in grids.items():
+        means = [f"{side} {part} {number(_mean(list(grid.values())))}" for (side, part), grid in own.items()]
+        told.append(f"{name}: {', '.join(means)}")
+    alt = f"Heat maps by layer and module type. Mean φ of {'; '.join(told)}."
+    title = "φ by layer and module"
+    return Picture(id, title, alt, lambda: _draw_heat_maps(id, title, alt, grids))
 
 
-def _draw_heat_map(id: str, title: str, alt: str, grids: dict[tuple[str, str], Grid]) -> str:
-    import numpy as np
+def _draw_heat_maps(id: str, title: str, alt: str, grids: dict[str, Grids]) -> str:
     from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    types = _types(grids)
-    layers = sorted({layer for grid in grids.values() for layer, _ in grid})
-    sides = [side for side in SIDES if any(key[0] == side for key in grids)]
-    with fig.new_figure(len(sides) * (0.45 + 0.19 * len(types)) + 0.75) as figure:
-        axes = figure.subplots(len(sides), len(PARTS), squeeze=False, sharex=True, sharey=True)
-        colours = colormaps["cividis"].with_extremes(bad=(0, 0, 0, 0))
-        for i, side in enumerate(sides):
-            for j, part in enumerate(PARTS):
-                grid = grids.get((side, part), {})
-                values = np.array([[grid.get((layer, t), np.nan) for layer in layers] for t in types])
-                shown = axes[i, j].imshow(values, cmap=colours, norm=Normalize(0, 1), aspect="auto", interpolation="none")
-                axes[i, j].set_title(f"{side}, {part}", loc="left", fontweight="normal")
-                axes[i, j].grid(False)
-                ticks = range(0, len(layers), max(1, math.ceil(len(layers) / 6)))
-                axes[i, j].set_xticks(list(ticks), [str(layers[k]) if layers[k] >= 0 else "–" for k in ticks])
-                axes[i, j].set_yticks(range(len(types)), [t[-18:] for t in types], fontsize=7.5)
-        for axis in axes[-1]:
-            axis.set_xlabel("layer")
-        figure.colorbar(shown, ax=axes, label="φ", shrink=0.9, aspect=25, pad=0.01)
+    colours = ScalarMappable(Normalize(0, 1), colormaps["cividis"].with_extremes(bad=(0, 0, 0, 0)))
+    # Distances in inches are given rather than found: finding them takes seconds with so many axes.
+    left, right, top, bottom, gap = 0.95, 0.55, 0.42, 0.45, 0.34
+    heights = [0.16 + 0.125 * len(_types(own)) for own in grids.values()]
+    height = top + sum(heights) + gap * (len(grids) - 1) + bottom
+    columns = [(side, part) for side in SIDES for part in PARTS]
+    width = (fig.WIDTH - left - right - 0.3) / len(columns)
+    with fig.new_figure(height) as figure:
+        figure.set_layout_engine("none")
+        y = height - top
+        for i, (name, own) in enumerate(grids.items()):
+            y -= heights[i]
+            for j, column in enumerate(columns):
+                x = left + j * width + (0.2 if j >= len(PARTS) else 0)
+                place = (x / fig.WIDTH, y / height, (width - 0.08) / fig.WIDTH, heights[i] / height)
+                axis = figure.add_axes(place)
+                _heat_map(axis, own, own.get(column, {}), colours, labels=j == 0)
+                if i == 0:
+                    axis.text(0, 1 + 0.3 / heights[i], ", ".join(column), transform=axis.transAxes, fontsize=8)
+                if i == len(grids) - 1:
+                    axis.set_xlabel("layer", fontsize=7.5)
+            figure.text(left / fig.WIDTH, (y + heights[i] + 0.06) / height, short(name, 60), fontsize=8.5, weight="bold")
+            y -= gap
+        bar = figure.add_axes((1 - 0.42 / fig.WIDTH, bottom / height, 0.1 / fig.WIDTH, (height - top - bottom) / height))
+        figure.colorbar(colours, cax=bar).ax.set_title("φ", fontsize=8.5, fontweight="normal")
         return fig.svg(figure, id, title, alt)
+
+
+def _heat_map(axis: Any, own: Grids, grid: Grid, colours: Any, labels: bool) -> None:
+    import numpy as np
+
+    types = _types(own)
+    layers = sorted({layer for found in own.values() for layer, _ in found})
+    values = np.array([[grid.get((layer, t), np.nan) for layer in layers] for t in types])
+    axis.imshow(values, cmap=colours.cmap, norm=colours.norm, aspect="auto", interpolation="none")
+    axis.grid(False)
+    axis.tick_params(length=2, pad=1.5, labelsize=7)
+    ticks = list(range(0, len(layers), max(1, math.ceil(len(layers) / 4))))
+    axis.set_xticks(ticks, [str(layers[k]) if layers[k] >= 0 else "–" for k in ticks])
+    axis.set_yticks(range(len(types)), [t[-16:] for t in types] if labels else [""] * len(types))
 
 
 def spectra(arms: Sequence[Arm]) -> Section | None:
@@ -187,7 +206,7 @@ def ratios(arms: Sequence[Arm]) -> Section | None:
     header = [("arm", False), ("module", False), ("predicted", True), ("measured", True), ("prediction is off by", True)]
     table = Table("ratios-table", "‖ΔW‖ as a ratio to LoRA's at the same learning rate", header, rows)
     said = "Predicted from the factors at the start: ‖ΔW‖ ∼ lr · s · √(out ‖A₀‖² + in ‖B₀‖²)."
-    return Section("ratios-section", "Predicted and measured size of the change", [Text(said), shown, table])
+    return Section("ratios-section", "Predicted and measured size of the change", [Text(said), shown, Folded("The numbers", [table])])
 
 
 def _by_name(record: dict[str, Any]) -> dict[str, float]:

@@ -8,6 +8,7 @@ import json
 import re
 from typing import Any
 
+from milora.report import metrics
 from milora.report.build import flat, tables
 from milora.report.document import Cell, Document
 
@@ -90,14 +91,18 @@ def _value(cell: Cell) -> Any:
 
 def to_csv(document: Document) -> str:
     """One row for each arm: what it is, each metric's mean, standard error and number of seeds, and the differences."""
-    own = ("arm", "label", "method", "r", "learning_rate", "seeds", "failed", "trainable_parameters")
+    own = ("arm", "label", "variant", "method", "r", "learning_rate", "chosen", "seeds", "failed", "trainable_parameters")
     rows = []
     for arm in document.arms:
         row = {name: " ".join(map(str, v)) if isinstance(v := arm[name], list) else v for name in own}
         for name, m in arm["metrics"].items():
+            if not metrics.whole(name):
+                continue
             row |= {name: m["mean"], f"{name} stderr": m["stderr"], f"{name} n": len(m["by_seed"]) or None}
         for other, found in arm["against"].items():
             for name, d in (found or {}).items():
+                if not metrics.whole(name):
+                    continue
                 low, high = ((d or {}).get("interval") or [None, None])[:2]
                 at = f"{name} against {other}"
                 row |= {at: (d or {}).get("difference"), f"{at} low": low, f"{at} high": high}
