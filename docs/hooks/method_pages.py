@@ -66,7 +66,7 @@ def facts(name: str) -> str:
         f"Trainable numbers of one weight (out x in), r = {RANK} where there is a rank, counted by the code:\n",
         table([f"{out} x {in_}" for out, in_ in SHAPES], [[f"{c:,}" for c in counts(name)]], right=range(len(SHAPES))),
         *_settings(name),
-        "### A recipe\n", fence(recipe(name), "yaml"),
+        "### A recipe\n", "The rate is a place to begin a search, not a recommendation.\n", fence(recipe(name), "yaml"),
         *(["### In Python\n", fence(python(name), "python")] if name != "full" else []),
         *_docstring(name),
     ]  # fmt: skip

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import milora
 
 
@@ -17,6 +19,7 @@ def modules() -> list[Any]:
     return [importlib.import_module(".".join(name).removesuffix(".__init__")) for name in names]
 
 
+@pytest.mark.slow
 def test_examples_in_docstrings_run():
     found, failed = set(), []
     for module in modules():
