@@ -20,7 +20,7 @@ from typing import Any
 
 from milora.errors import MiloraError
 
-SECONDS = 5.0  # for one comparison
+SECONDS = 10.0  # for one comparison
 START = 120.0  # seconds for sympy's import
 MEMORY = 4 << 30  # bytes of address space
 
@@ -138,7 +138,7 @@ def _parsed(formula: str) -> list[Any]:
     from math_verify.parser import LatexExtractionConfig
 
     # LaTeX only: sympy's other parser evaluates Python, which a model may have written.
-    return parse(f"${formula}$", extraction_config=[LatexExtractionConfig()], parsing_timeout=None)
+    return parse(f"${formula}$", extraction_config=[LatexExtractionConfig()], parsing_timeout=0)
 
 
 def _serve() -> None:
