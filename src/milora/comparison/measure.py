@@ -16,7 +16,7 @@ measured.json with its validation loss {"by_seed": {seed: {"validation_loss", "r
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +39,10 @@ from milora.runs import RunFolder, refresh_card
 from milora.runs.folder import read_json, write_json
 from milora.training.data import load_data
 from milora.training.shared_base import SharedBase
+
+# What decides the rows of measured.json, and what the tasks' results.
+BY_STEP = ("validation", "validation_batch_size", "forgetting")
+OF_TASKS = ("tasks", "limit", "batch_size", "data_dir")
 
 Losses = list[dict[str, float]] | None
 
@@ -87,7 +91,8 @@ class Bench:
 
 def is_measured(run: RunFolder, settings: dict[str, Any]) -> bool:
     """Whether what is asked for was measured already."""
-    return read_json(run.path / MEASURED).get("settings") == settings
+    record = read_json(run.path / MEASURED)
+    return record.get("settings") == settings and (not settings.get("predicted") or "predicted" in record)
 
 
 def settings_of(measure: Measure, *, whole: bool) -> dict[str, Any]:
@@ -96,27 +101,31 @@ def settings_of(measure: Measure, *, whole: bool) -> dict[str, Any]:
 
 
 def measure_run(job: Job, bench: Bench, base: SharedBase) -> None:
-    """Measure a finished run, at every step that is asked for and at the end.
+    """Measure a finished run, at every step that is asked for and at the end; what was measured so already is kept.
 
     Raises:
         MiloraError: a checkpoint that is to be measured is not there, or what a measurement raises.
     """
-    run, measure = RunFolder(job.recipe.output_dir), bench.grid.measure
-    last = _last_step(run)
-    steps = sorted({*(measure.at if job.measured else ()), last})
+    run, now = RunFolder(job.recipe.output_dir), settings_of(bench.grid.measure, whole=job.measured)
+    before = read_json(run.path / MEASURED)
+    kept = {row["step"]: row for row in before["steps"]} if _same(before, now, BY_STEP) else {}
+    last, losses, predicted = _last_step(run), before.get("validation_rows"), None
     rows: list[dict[str, Any]] = []
-    losses: Losses = None
-    predicted = None
-    for step in steps:
-        with tuned_at(run, None if step == last else step, job.recipe, base) as (model, base_model):
-            row, losses = _at_step(model, base_model, job, bench)
-            rows.append({"step": step, **row})
-            if step == last and job.measured:
-                predicted = _at_the_end(model, base_model, job, bench, run)
-    if job.measured and rows[-1]["forgetting"] is not None and measure.forgetting is not None:
-        write_json(run.forgetting_file, {"text": Path(measure.forgetting.text).name, **rows[-1]["forgetting"]})
-    record = {"settings": settings_of(measure, whole=job.measured), "steps": rows, "validation_rows": losses}
-    write_json(run.path / MEASURED, record | {"predicted": predicted})
+    for step in sorted({*(bench.grid.measure.at if job.measured else ()), last}):
+        at_the_end = step == last and job.measured
+        row = kept.get(step)
+        if row is None or at_the_end:
+            with tuned_at(run, None if step == last else step, job.recipe, base) as (model, base_model):
+                if row is None:
+                    row, losses = _at_step(model, base_model, job, bench)
+                if at_the_end:
+                    predicted = _at_the_end(model, base_model, job, bench, run, before)
+        rows.append({**row, "step": step})
+    text = bench.grid.measure.forgetting
+    if text is not None and rows[-1]["forgetting"] is not None:
+        write_json(run.forgetting_file, {"text": Path(text.text).name, **rows[-1]["forgetting"]})
+    record = {"settings": now, "steps": rows, "validation_rows": losses, "predicted": predicted}
+    write_json(run.path / MEASURED, record)
     refresh_card(run)
 
 
@@ -175,13 +184,16 @@ def _at_step(model: Any, base_model: Any, job: Job, bench: Bench) -> tuple[dict[
     return {"validation_loss": None if losses is None else mean_loss(losses), "forgetting": moved}, losses
 
 
-def _at_the_end(model: Any, base_model: Any, job: Job, bench: Bench, run: RunFolder) -> dict[str, Any] | None:
-    """Returns what was predicted of the first steps."""
-    measure = bench.grid.measure
-    if measure.analysis is not None and base_model is None:
+def _at_the_end(
+    model: Any, base_model: Any, job: Job, bench: Bench, run: RunFolder, before: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Analyse, ask and predict where that was not done with the same settings; returns what is predicted."""
+    measure, now = bench.grid.measure, settings_of(bench.grid.measure, whole=True)
+    analysed = _same(before, now, ("analysis",)) and run.analysis_file.is_file()
+    if measure.analysis is not None and base_model is None and not analysed:
         r = measure.analysis.r or job.cell.r
         write_json(run.analysis_file, analyse(model_changes(model), r=r, seed=measure.analysis.seed))
-    if measure.tasks:
+    if measure.tasks and not (_same(before, now, OF_TASKS) and run.eval_results_file.is_file()):
         evaluate_base_and_tuned(
             model,
             bench.tokenizer(job.recipe),
@@ -191,7 +203,15 @@ def _at_the_end(model: Any, base_model: Any, job: Job, bench: Bench, run: RunFol
             overwrite=True,
             **_task_settings(measure),
         )
-    return first_steps(model, job, bench.grid) if measure.predicted and base_model is None else None
+    if not measure.predicted or base_model is not None:
+        return None
+    return before.get("predicted") or first_steps(model, job, bench.grid)
+
+
+def _same(before: dict[str, Any], now: dict[str, Any], names: Sequence[str]) -> bool:
+    """Whether settings are what they were when a record was written."""
+    settings = before.get("settings", {})
+    return bool(before.get("steps")) and all(name in settings and settings[name] == now.get(name) for name in names)
 
 
 def _losses(model: Any, job: Job, bench: Bench) -> Losses:

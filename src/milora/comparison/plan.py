@@ -10,6 +10,7 @@ from typing import Any
 
 from milora.comparison.grid import FOLLOWING, Arm, Grid, Variant
 from milora.comparison.load import check_recipes, shared_keys
+from milora.errors import MiloraError
 from milora.recipes.keys import MatchedRate
 from milora.recipes.schema import Recipe
 
@@ -158,7 +159,9 @@ def _measured_steps(grid: Grid) -> dict[str, Any]:
     """Checkpoints at the steps that are measured. Losses are measured from them, row by row, not while training."""
     if not grid.measure.at:
         return {}
-    every = math.gcd(*grid.measure.at)
+    every, last = math.gcd(*grid.measure.at), shared_keys(grid).get("max_steps", -1)
+    if 0 < last < max(grid.measure.at):
+        raise MiloraError(f"measure.at: got {max(grid.measure.at)} with {last} steps, allowed no later step")
     return {
         "save_strategy": "steps", "save_steps": every, "save_total_limit": None,
         "eval_strategy": "no", "eval_steps": None, "load_best_model_at_end": False,
