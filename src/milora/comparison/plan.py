@@ -151,7 +151,9 @@ def _jobs(
         if folder == SELECTION:
             keys[name] |= {"max_steps": grid.selection.max_steps, "save_strategy": "no", "save_steps": None}
     recipes = check_recipes(keys.items())
-    return [Job(f"{folder}/{name}", *where[name], recipes[name], measured) for name in keys]
+    return [
+        Job(f"{folder}/{name}", cell, rate, seed, recipes[name], measured) for name, (cell, rate, seed) in where.items()
+    ]
 
 
 def _measured_steps(grid: Grid) -> dict[str, Any]:
