@@ -27,7 +27,7 @@ def first_steps(model: Any, job: Job, grid: Grid) -> dict[str, Any] | None:
     Returns:
         None for a method whose first steps are not predicted.
     """
-    layers = adapted_layers(model)
+    layers: dict[str, Any] = {**adapted_layers(model)}
     if job.recipe.method in UNPREDICTED or not layers:
         return None
     arm = next((arm for arm in grid.arms if arm.method == "lora"), None)

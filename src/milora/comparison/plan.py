@@ -152,7 +152,9 @@ def _jobs(
             keys[name] |= {**dict.fromkeys(FOLLOWING), "save_strategy": "no", "eval_strategy": "no"}
             keys[name] |= {"max_steps": grid.selection.max_steps, "load_best_model_at_end": False}
     recipes = check_recipes(keys.items())
-    return [Job(f"{folder}/{name}", *where[name], recipes[name], measured) for name in keys]
+    return [
+        Job(f"{folder}/{name}", cell, rate, seed, recipes[name], measured) for name, (cell, rate, seed) in where.items()
+    ]
 
 
 def _measured_steps(grid: Grid) -> dict[str, Any]:
