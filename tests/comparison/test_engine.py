@@ -59,6 +59,7 @@ def test_a_grid_leaves_runs_and_a_comparison(grid):
     assert run.provenance()["base_fingerprint"] and run.card_file.is_file() and not run.checkpoints()
 
 
+@pytest.mark.slow
 def test_base_and_measurements_are_those_of_the_single_commands(grid, tiny_llama, sums):
     from milora.analysis import forgetting, read_text
     from milora.runs.tuned import load_tuned
@@ -78,6 +79,7 @@ def test_base_and_measurements_are_those_of_the_single_commands(grid, tiny_llama
     assert base["0"]["validation_loss"] == pytest.approx(math.log(259), rel=0.1)  # a random model knows nothing
 
 
+@pytest.mark.slow
 def test_a_second_call_does_what_is_missing_and_nothing_else(grid):
     compare(grid)
     before = stamps(Path(grid.output_dir))
@@ -89,6 +91,7 @@ def test_a_second_call_does_what_is_missing_and_nothing_else(grid):
     assert [arm["seeds"] for arm in again["arms"]] == [[0, 1, 2], [0, 1, 2]]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_from_its_checkpoint(grid, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
@@ -110,19 +113,21 @@ def test_a_stopped_run_goes_on_from_its_checkpoint(grid, monkeypatch):
 
 
 def test_a_failed_run_is_shown_as_failed_and_the_rest_goes_on(small):
-    small["arms"] += [{"label": "broken", "method": "milora", "keys": {"target_modules": ["nowhere"]}}]
+    small["arms"] = [small["arms"][0], {"label": "broken", "method": "milora", "keys": {"target_modules": ["nowhere"]}}]
+    small["measure"] = {"at": []}
     small["checks"] = [{"name": "c", "value": "kl(broken) / kl(lora)", "limit": 0.0}]
     found = compare(check_grid(small))
-    broken = found["arms"][2]
+    broken = found["arms"][1]
     assert (broken["seeds"], broken["failed"], broken["metrics"]) == ([], [0, 1], {})
     assert "nowhere" in broken["errors"]["0"]
     run = Path(small["output_dir"]) / "runs" / "broken-r4-lr0.001-s0"
     failure = json.loads((run / "failed.json").read_text())
     assert failure["where"].startswith("training") and not list(run.glob("adapter*"))
-    assert [arm["failed"] for arm in found["arms"][:2]] == [[], []]
+    assert found["arms"][0]["failed"] == []
     assert (found["checks"][0]["value"], found["checks"][0]["passed"]) == (None, None)
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_tried_again(grid, monkeypatch):
     def fail(*_, **__):
         raise OSError("the disk is gone")
@@ -136,6 +141,7 @@ def test_a_failed_run_is_tried_again(grid, monkeypatch):
     assert stamps(Path(grid.output_dir)) == before  # they were trained
 
 
+@pytest.mark.slow
 def test_a_rate_is_chosen_by_validation_loss_before_anything_else_is_measured(small, sums, monkeypatch):
     small["arms"][0]["learning_rate"] = [1e-6, 1e-2]
     small["selection"] = {"seeds": [0], "max_steps": 3}
@@ -164,6 +170,7 @@ def test_a_rate_is_chosen_by_validation_loss_before_anything_else_is_measured(sm
     assert [row for row in every["matched"] if row["path"] == "rates"] == []  # milora has one rate
 
 
+@pytest.mark.slow
 def test_tasks_are_compared_row_by_row(small, sums):
     small["measure"] |= {"tasks": ["milora_questions"], "data_dir": str(sums), "at": [], "analysis": None}
     small["seeds"] = [0]
@@ -176,6 +183,25 @@ def test_tasks_are_compared_row_by_row(small, sums):
     assert run.results()["eval"]["comparison"][0]["n"] == 4
 
 
+@pytest.mark.slow
+def test_what_is_asked_for_later_is_measured_later(small, sums):
+    small["seeds"] = [0]
+    first = compare(check_grid(small))
+    folder = Path(small["output_dir"])
+    before = {p: p.stat().st_mtime_ns for p in folder.glob("runs/*/a[dn]*")}  # adapters and analyses
+    small["measure"] |= {"tasks": ["milora_questions"], "data_dir": str(sums), "predicted": True}
+    second = compare(check_grid(small))
+    assert before == {p: p.stat().st_mtime_ns for p in folder.glob("runs/*/a[dn]*")} and len(before) >= 6
+    for a, b in zip(first["arms"], second["arms"], strict=True):
+        assert b["metrics"].items() >= a["metrics"].items()  # step 2 is kept, although its checkpoint is gone
+        assert any(name.startswith("milora_questions:") for name in b["metrics"])
+    assert first["arms"][1]["predicted"] is None and second["arms"][1]["predicted"]["all"] > 0
+    small["measure"]["at"] = [1, 4]
+    with pytest.raises(MiloraError, match="save_steps was 2, got 1"):
+        compare(check_grid(small))
+
+
+@pytest.mark.slow
 def test_full_fine_tuning_has_a_base_of_its_own(small):
     small["arms"] += [{"label": "full", "method": "full", "keys": {"target_modules": "all-linear"}}]
     small["seeds"] = [0]
@@ -186,10 +212,11 @@ def test_full_fine_tuning_has_a_base_of_its_own(small):
     assert set(full["against"]) == {"lora", "base"}
 
 
+@pytest.mark.slow
 def test_runs_of_another_grid_are_not_mixed_in(grid, small):
     compare(grid)
     small["base"]["per_device_train_batch_size"] = 2
-    with pytest.raises(MiloraError, match="holds runs of another grid, --overwrite replaces them: .*per_device"):
+    with pytest.raises(MiloraError, match=r"holds runs of another grid, --overwrite replaces them: .*per_device"):
         compare(check_grid(small))
     found = compare(check_grid(small), overwrite=True)
     assert [arm["failed"] for arm in found["arms"]] == [[], []]
@@ -216,3 +243,44 @@ def test_two_processes_do_what_one_does(grid):
     two = compare(grid.model_copy(update={"procs": 2, "output_dir": f"{grid.output_dir}-2"}))
     for a, b in zip(one["arms"], two["arms"], strict=True):
         assert a["metrics"] == b["metrics"] and b["failed"] == []
+
+
+@pytest.mark.slow
+def test_sizes_of_changes_are_predicted_and_measured_beside_lora(small):
+    """Against the closed form: each entry of L and R moves by the rate in a step of Adam's."""
+    small["seeds"], small["measure"] = [0], {"analysis": {"r": 4}, "predicted": True, "at": []}
+    small["base"] |= {"max_steps": 1, "lr_scheduler_type": "constant"}
+    small["arms"] = [
+        {"label": "lora", "method": "lora"},
+        {"label": "pissa", "method": "pissa"},
+        {"label": "slow", "method": "pissa", "learning_rate": [5e-4]},
+        {"label": "matched", "method": "pissa", "learning_rate": [{"match": "lora", "at": 1e-3}]},
+    ]
+    lora, pissa, half, matched = compare(check_grid(small))["arms"]
+    assert lora["predicted"] is None and lora["measured"] is None
+    for kind in ("q_proj", "down_proj"):
+        assert pissa["measured"]["by_type"][kind] == pytest.approx(pissa["predicted"]["by_type"][kind], rel=0.3)
+        assert half["predicted"]["by_type"][kind] == pytest.approx(pissa["predicted"]["by_type"][kind] / 2)
+    assert half["measured"]["all"] == pytest.approx(pissa["measured"]["all"] / 2, rel=0.05)
+    assert matched["learning_rate"] == pytest.approx(1e-3 / pissa["predicted"]["all"], rel=1e-3)
+    assert matched["runs"]["0"] == "runs/matched-r4-lrmatch_lora_0.001-s0"
+    assert matched["measured"]["all"] == pytest.approx(1.0, rel=0.3)
+
+
+@pytest.mark.slow
+def test_variants_have_bases_of_their_own_and_a_rescaled_one_the_same_function(small):
+    small["variants"] = [{"label": "rescaled", "rescale": 2}, {"label": "as_is"}]
+    small["seeds"], small["measure"]["analysis"] = [0], None
+    found = compare(check_grid(small))
+    assert [(arm["label"], arm["variant"]) for arm in found["arms"]] == [
+        ("lora", "rescaled"), ("milora", "rescaled"), ("lora", "as_is"), ("milora", "as_is"),
+    ]  # fmt: skip
+    bases = [found["base"][name]["metrics"]["validation_loss"]["mean"] for name in ("rescaled", "as_is")]
+    assert bases[0] == bases[1]
+    losses = [arm["metrics"]["validation_loss"]["mean"] for arm in found["arms"]]
+    assert len(set(losses)) == 4
+    folder = Path(small["output_dir"])
+    assert (folder / "models" / "rescaled" / "model.safetensors").is_file()
+    assert {p.name for p in (folder / "base").iterdir()} == {"rescaled", "as_is"}
+    own = found["arms"][1]["against"]["lora"]["validation_loss"]["difference"]
+    assert own == pytest.approx(losses[1] - losses[0])  # of the same variant

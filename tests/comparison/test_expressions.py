@@ -38,8 +38,8 @@ def test_values(expression, value):
 
 @pytest.mark.parametrize(
     "expression",
-    ["__import__('os').system('x')", "kl(lora).real", "kl", "kl(lora) ** 9", "kl(lora", "[kl(lora)]", "kl(lora, at=3)", "abs()",
-     "min(kl(lora))", "'text'", "True", "kl(lora) if kl(lora) else 1", "kl(open('x'))", "lambda: 0"],
+    ["__import__('os').system('x')", "kl(lora).real", "kl", "kl(lora) ** 9", "kl(lora", "[kl(lora)]", "kl(lora, at=3)",
+     "abs()", "min(kl(lora))", "'text'", "True", "kl(lora) if kl(lora) else 1", "kl(open('x'))", "lambda: 0"],
 )  # fmt: skip
 def test_what_is_no_arithmetic_is_refused(expression):
     with pytest.raises(MiloraError, match="allowed"):

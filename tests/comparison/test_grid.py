@@ -52,10 +52,10 @@ def test_every_problem_is_told_at_once():
 
 def test_unknown_keys_and_wrong_types_are_refused():
     with pytest.raises(
-        MiloraError, match="arms.0.lora_r.0: got 'x', input should be a valid integer; unknown key 'measure.forgeting'"
+        MiloraError, match=r"arms.0.lora_r.0: got 'x', input should be a valid integer; unknown key 'measure.forgeting'"
     ):
         check_grid(GRID | {"measure": {"forgeting": {}}, "arms": [{"label": "a", "method": "lora", "lora_r": ["x"]}]})
-    with pytest.raises(MiloraError, match="arms.0.label: got '../x'"):
+    with pytest.raises(MiloraError, match=r"arms.0.label: got '../x'"):
         check_grid(GRID | {"arms": [{"label": "../x", "method": "lora"}]})
     with pytest.raises(MiloraError, match=r"grid paper-chek: no such file \(did you mean 'paper-check'\?\)"):
         load_grid("paper-chek")
@@ -81,7 +81,7 @@ def test_which_runs_a_grid_stands_for(tmp_path: Path):
     choosing = selection_jobs(grid, tmp_path, {})
     assert [job.place for job in choosing] == ["selection/lora-r8-lr0.001-s0", "selection/lora-r8-lr0.0001-s0"]
     assert all(job.recipe.max_steps == 3 and not job.measured for job in choosing)
-    jobs = measured_jobs(grid, tmp_path, {}, {"lora-r8": 1e-4})
+    jobs = measured_jobs(grid, tmp_path, {}, {"lora-r8": "0.0001"})
     assert [job.name for job in jobs] == [
         "lora-r8-lr0.0001-s0", "lora-r8-lr0.0001-s1", "milora-r4-lr0.0003-s0", "milora-r4-lr0.0003-s1",
         "milora-r8-lr0.0003-s0", "milora-r8-lr0.0003-s1", "full-lr0.0003-s0", "full-lr0.0003-s1",
@@ -89,7 +89,7 @@ def test_which_runs_a_grid_stands_for(tmp_path: Path):
     assert jobs[0].recipe.lora_alpha == 16 and jobs[2].recipe.lora_alpha == 4
     assert jobs[0].recipe.output_dir == str(tmp_path / "runs" / "lora-r8-lr0.0001-s0")
     assert not [job for job in measured_jobs(grid, tmp_path, {}, {"lora-r8": None}) if job.cell.arm.label == "lora"]
-    every = measured_jobs(grid, tmp_path, {}, {"lora-r8": 1e-4}, all_rates=True)
+    every = measured_jobs(grid, tmp_path, {}, {"lora-r8": "0.0001"}, all_rates=True)
     assert [job.learning_rate for job in every if job.cell.arm.label == "lora"] == [1e-4, 1e-4, 1e-3, 1e-3]
 
 

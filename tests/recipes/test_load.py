@@ -1,16 +1,19 @@
 """Flags over file over defaults, and every problem told at once."""
 
 import pytest
+import torch
 import yaml
 
 from milora.adapters import peft_config
 from milora.errors import MiloraError
 from milora.recipes import Recipe, dump, load_recipe, recipes
 from milora.recipes.checks import UNUSED
+from milora.recipes.keys import MatchedRate
 from milora.recipes.load import OTHER_NAMES
 from milora.recipes.method_settings import known_methods
 
 NEEDED = {"model_name_or_path": "m", "dataset": "d.jsonl", "output_dir": "o"}
+MATCH = {"learning_rate": {"match": "lora", "at": 3e-4}}
 NEEDED_YAML = "model_name_or_path: m\ndataset: d.jsonl\noutput_dir: o\n"
 
 
@@ -71,7 +74,11 @@ def test_all_problems_at_once(write):
         ("lora_r", "32", "int"),
         ("lora_r", 0, "greater than 0"),
         ("lora_r", True, "int"),
-        ("learning_rate", "fast", "float"),
+        ("learning_rate", "fast", "float or {match: str, at: float}"),
+        ("learning_rate", {"match": "lora"}, "float or {match: str, at: float}"),
+        ("learning_rate", {"match": "lora", "at": 1e-3, "x": 1}, "float or {match: str, at: float}"),
+        ("learning_rate", {"match": "lora", "at": -1.0}, "greater than 0"),
+        ("learning_rate", {"match": "lora", "at": float("inf")}, "a finite number"),
         ("packing", 1, "bool"),
         ("bf16", "yes", "auto or bool"),
         ("target_modules", [1], "str or list[str]"),
@@ -137,6 +144,14 @@ def test_wrong_values_of_one_key(write, key, value, allowed):
         ),
         ({"method": "milora", "method_settings": {"target_r": 4}}, "method_settings: milora has no 'target_r'"),
         ({"method": "full", "method_settings": {"x": 4}}, "method_settings: full has no 'x', allowed no settings"),
+        (MATCH | {"learning_rate": {"match": "lara", "at": 1.0}}, "got match 'lara' (did you mean 'lora'?), allowed"),
+        (MATCH | {"learning_rate": {"match": "vera", "at": 1.0}}, "learning_rate: got match 'vera', allowed lora_xs"),
+        (MATCH | {"method": "adalora"}, "learning_rate: got match with method adalora, whose first steps are not"),
+        (
+            MATCH | {"method": "svf", "method_settings": {"as_published": True}},
+            "got match with method svf as_published",
+        ),
+        (MATCH | {"optim": "sgd"}, "learning_rate: got match with optim sgd, allowed with one of Adam's kind"),
     ],
 )
 def test_wrong_combinations(keys, problem):
@@ -167,6 +182,32 @@ def test_keys_that_a_method_would_not_follow_are_refused(write, method, count):
     assert load_recipe(write(dump(load_recipe(None, own)))).method == method
 
 
+def test_a_matched_rate_is_written_and_read_back(write):
+    recipe = load_recipe(None, NEEDED | MATCH)
+    assert load_recipe(write(dump(recipe))) == recipe and recipe.learning_rate == MatchedRate(match="lora", at=3e-4)
+
+
+@pytest.mark.parametrize("match", sorted(known_methods()))
+def test_a_rate_is_matched_to_each_method_that_is_predicted(match):
+    from milora.adapters.first_steps import method_steps
+    from milora.linalg import SVD
+    from milora.methods import get_method
+    from milora.methods.first_steps import diagonal
+
+    def factors(name, config):
+        whole: SVD = diagonal(torch.arange(8.0, 0, -1))
+        return get_method(config.method).factors(whole, config.choice(name))
+
+    asked, settings = NEEDED | {"learning_rate": {"match": match, "at": 1e-3}}, {"method": match, "lora_r": 4}
+    if match in ("adalora", "vera"):
+        assert f"got match {match!r}" in problems(**asked)
+        with pytest.raises(MiloraError, match="not predicted"):
+            method_steps(settings, {"w": (8, 8)}, factors)
+    else:
+        assert load_recipe(None, asked).learning_rate.match == match
+        assert method_steps(settings, {"w": (8, 8)}, factors)["w"] > 0
+
+
 def test_right_combinations():
     steps = {"eval_strategy": "steps", "eval_steps": 40, "save_strategy": "steps", "save_steps": 80}
     for keys in (
@@ -184,6 +225,7 @@ def test_right_combinations():
     [
         ("lora_r", "4", 4),
         ("learning_rate", "1e-5", 1e-5),
+        ("learning_rate", "{match: lora, at: 3e-4}", MatchedRate(match="lora", at=3e-4)),
         ("packing", "true", True),
         ("bf16", "auto", "auto"),
         ("bf16", "false", False),

@@ -29,7 +29,7 @@ from milora.adapters.limits import Limit, limits, refuse
 from milora.adapters.saved_config import CONFIG
 from milora.adapters.truncate import LayerError, truncated
 from milora.errors import MiloraError
-from milora.models.atomic import replacing
+from milora.models.atomic import check_free, replacing
 from milora.models.checkpoint import is_local
 from milora.models.load import empty_model
 
@@ -105,12 +105,6 @@ def write_lora(
     refuse(found, readers)
     write_adapter(target, tensors, config.to_dict())
     return Exported(target, common, errors, found)
-
-
-def check_free(target: Path, overwrite: bool) -> None:
-    """Refuse a place where something stands, unless it may be replaced."""
-    if target.exists() and any(target.iterdir() if target.is_dir() else [target]) and not overwrite:
-        raise MiloraError(f"output: {target} exists, allowed a new one, or --overwrite")
 
 
 def lora_tensors(file: AdapterFile, rank: int | None = None) -> tuple[dict[str, Tensor], int, list[LayerError]]:

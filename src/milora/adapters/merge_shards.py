@@ -13,16 +13,12 @@ The deltas may go onto another model of the same shapes than the one that the ad
 from __future__ import annotations
 
 import json
-import re
-import shutil
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import split_state_dict_into_shards_factory
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from milora.adapters.config import SpectralConfig
@@ -36,14 +32,8 @@ from milora.models.digest import Digest, weight_digest
 from milora.models.fingerprint import fingerprint, precision
 from milora.models.hub import locate
 from milora.models.load import empty_model
+from milora.models.shards import MAX_SHARD_SIZE, Shards, copy_beside
 from milora.models.weights import DTYPES, SafeTensor, Stored, linear_modules, renamed, stored_tensors
-
-MAX_SHARD_SIZE = "5GB"
-# What a model's folder holds beside its weights and is not about them; licences go with the weights.
-_COPIED = re.compile(
-    r"config\.json|generation_config\.json|.*(tokenizer|processor|vocab|merges|tokens|chat_template).*"
-    r"\.(json|txt|jinja|model|tiktoken)|.*\.py|LICEN[CS]E.*|NOTICE.*"
-)
 
 
 class NotStreamable(MiloraError):
@@ -101,28 +91,14 @@ def merge_shards(
         _check_transfer(file, model_name_or_path, force)
     folder = _folder(model_name_or_path if onto is None else onto)
     plan = _plan(file, folder)
-    try:
-        split = split_state_dict_into_shards_factory(
-            plan.tensors, get_storage_size=_size, filename_pattern="model{suffix}.safetensors",
-            max_shard_size=max_shard_size,
-        )  # fmt: skip
-    except ValueError as error:
-        raise MiloraError(f"max_shard_size: {str(error).splitlines()[0]}") from error
+    shards = Shards(plan.tensors, max_shard_size)
     digests: dict[str, Digest] = {}
     with replacing(target) as temporary:
         temporary.mkdir()
-        for name, keys in split.filename_to_tensors.items():
-            values = {key: _value(plan, file, key, digests) for key in keys}
-            save_file(values, temporary / name, metadata={"format": "pt"})
-            del values
+        shards.write(temporary, lambda key: _value(plan, file, key, digests))
         if onto is None:
             _check_base(file, plan, digests, force)
-        if split.is_sharded:
-            index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-            (temporary / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True))
-        for other in sorted(folder.iterdir()):
-            if _COPIED.fullmatch(other.name) and other.is_file():
-                shutil.copyfile(other, temporary / other.name)
+        copy_beside(folder, temporary)
     return target
 
 
@@ -242,11 +218,3 @@ def _check_base(file: AdapterFile, plan: _Plan, digests: dict[str, Digest], forc
             f"adapter: it was made on a base with fingerprint {config.base_fingerprint}, this base has {found};"
             " --force merges it all the same"
         )
-
-
-def _size(stored: Any) -> int:
-    bits = re.search(r"\d+", stored.dtype)
-    count = 1
-    for length in stored.shape:
-        count *= length
-    return count * (int(bits[0]) // 8 if bits else 1)

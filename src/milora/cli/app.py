@@ -29,6 +29,7 @@ from milora.cli import (
     merge,
     methods,
     recipes,
+    rescale,
     retention,
     spectrum,
     train,
@@ -61,6 +62,7 @@ app.command("compose")(compose.compose)
 app.command("decompose")(decompose.decompose)
 app.command("spectrum")(spectrum.spectrum)
 app.command("methods")(methods.methods)
+app.command("rescale")(rescale.rescale)
 app.add_typer(recipes.app, name="recipes")
 app.command("demo")(demo.demo)
 app.add_typer(cache.app, name="cache")

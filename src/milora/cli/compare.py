@@ -65,11 +65,12 @@ def _run(output: Output, grid: Any, *, overwrite: bool, all_rates: bool) -> None
 
 def _show_runs(output: Output, grid: Any) -> None:
     from milora.comparison.engine import planned
+    from milora.comparison.plan import rate_name
 
     runs = planned(grid)
     record = {stage: [job.recipe.model_dump(mode="json") for job in jobs] for stage, jobs in runs.items()}
     rows = [
-        [stage, job.name, job.recipe.method, job.cell.r, job.learning_rate, job.seed, job.recipe.max_steps]
+        [stage, job.name, job.recipe.method, job.cell.r, rate_name(job.learning_rate), job.seed, job.recipe.max_steps]
         for stage, jobs in runs.items()
         for job in jobs
     ]

@@ -8,17 +8,12 @@ from typing import Any
 from milora.comparison.expressions import Lookup, evaluate
 from milora.comparison.gather import ArmResult, BaseResult
 from milora.comparison.grid import Check, Grid
-from milora.comparison.prediction import measured_ratios
+from milora.comparison.prediction import measured_ratios, predicted_ratios, ratio_of
 
 
-def run_checks(
-    grid: Grid,
-    arms: Sequence[ArmResult],
-    bases: Mapping[str, BaseResult],
-    predicted: Mapping[str, dict[str, Any]],
-) -> list[dict[str, Any]]:
+def run_checks(grid: Grid, arms: Sequence[ArmResult], bases: Mapping[str, BaseResult]) -> list[dict[str, Any]]:
     """Judge every check; one whose metrics were not measured has no value and is not passed."""
-    return [_judge(check, grid, arms, bases, predicted) for check in grid.checks]
+    return [_judge(check, grid, arms, bases) for check in grid.checks]
 
 
 def failed_gates(checks: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -26,18 +21,12 @@ def failed_gates(checks: Sequence[Mapping[str, Any]]) -> list[str]:
     return [check["name"] for check in checks if check["gate"] and not check["passed"]]
 
 
-def _judge(
-    check: Check,
-    grid: Grid,
-    arms: Sequence[ArmResult],
-    bases: Mapping[str, BaseResult],
-    predicted: Mapping[str, dict[str, Any]],
-) -> dict[str, Any]:
+def _judge(check: Check, grid: Grid, arms: Sequence[ArmResult], bases: Mapping[str, BaseResult]) -> dict[str, Any]:
     variant = check.variant or grid.forms()[0].label
     own = [arm for arm in arms if arm.variant == variant and arm.chosen]
 
     def value_of(seeds: Sequence[int]) -> float | None:
-        return evaluate(check.value, _lookup(own, bases[variant], predicted, seeds))
+        return evaluate(check.value, _lookup(own, bases[variant], seeds))
 
     by_seed = {str(seed): value_of([seed]) for seed in grid.seeds}
     values = [value for value in by_seed.values() if value is not None]
@@ -53,9 +42,7 @@ def _judge(
     }  # fmt: skip
 
 
-def _lookup(
-    arms: Sequence[ArmResult], base: BaseResult, predicted: Mapping[str, dict[str, Any]], seeds: Sequence[int]
-) -> Lookup:
+def _lookup(arms: Sequence[ArmResult], base: BaseResult, seeds: Sequence[int]) -> Lookup:
     """A metric's mean over the seeds. Arms that failed with one of them have no value: a mean over fewer seeds than its
     neighbour's would compare different data."""
 
@@ -65,9 +52,10 @@ def _lookup(
         arm = next((arm for arm in arms if arm.label == label), None)
         if arm is None:
             return None
-        if metric in ("predicted", "measured"):
-            ratios = predicted.get(arm.cell) if metric == "predicted" else measured_ratios(arm, arms, seeds)
-            return _ratio(ratios, type_)
+        if metric == "predicted":
+            return ratio_of(predicted_ratios(arm, arms), type_)
+        if metric == "measured":
+            return ratio_of(measured_ratios(arm, arms, seeds), type_)
         suffix = f":{type_}" if type_ else f"@{step}" if step is not None else ""
         return _mean(arm.by_seed.get(metric + suffix, {}), seeds)
 
@@ -78,9 +66,3 @@ def _mean(by_seed: Mapping[int, float], seeds: Sequence[int]) -> float | None:
     if not all(seed in by_seed for seed in seeds):
         return None
     return sum(by_seed[seed] for seed in seeds) / len(seeds)
-
-
-def _ratio(ratios: Mapping[str, Any] | None, type_: str | None) -> float | None:
-    if not ratios:
-        return None
-    return ratios["by_type"].get(type_) if type_ else ratios.get("all")

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from milora.comparison.folder import ComparisonFolder
+from milora.comparison.folder import FAILED, ComparisonFolder
 from milora.comparison.grid import Grid
 from milora.comparison.load import PACKAGED_MODEL, shared_keys
 from milora.comparison.measure import Bench
 from milora.comparison.plan import Job, measured_jobs, selection_jobs
 from milora.comparison.results import results
 from milora.comparison.selection import choose, chosen_rates
-from milora.comparison.work import FAILED, Worker, is_finished
+from milora.comparison.work import Worker, is_finished
 from milora.errors import MiloraError
 from milora.models.checkpoint import is_local
 from milora.runs import RunFolder

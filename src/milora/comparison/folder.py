@@ -24,6 +24,7 @@ from milora.errors import MiloraError
 from milora.models.atomic import write_text
 from milora.recipes import strict_yaml
 
+MEASURED, FAILED = "measured.json", "failed.json"  # in a run folder
 MARK = "# The resolved grid of a milora comparison.\n"
 # comparison.yaml is last: an interrupted deletion still leaves a folder known as a comparison.
 WRITTEN = (

@@ -83,7 +83,7 @@ def _by_steps(arm: ArmResult, arms: Sequence[ArmResult]) -> dict[int, list[Point
 
 def _by_rates(arm: ArmResult, arms: Sequence[ArmResult]) -> dict[int, list[Point]]:
     """Seed -> the points at the end of its runs, in the order of their rates."""
-    own = sorted((a for a in arms if a.cell == arm.cell), key=lambda a: a.learning_rate)
+    own = sorted((a for a in arms if a.cell == arm.cell), key=lambda a: a.learning_rate or 0.0)
     seeds = {seed for a in own for seed in a.seeds}
     found = {seed: [_measured(a, seed, "") for a in own] for seed in seeds}
     return {seed: [point for point in points if point is not None] for seed, points in found.items()}

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from milora.comparison.measure import MEASURED
-from milora.comparison.plan import Job
-from milora.comparison.work import FAILED
+from milora.comparison.folder import FAILED, MEASURED
+from milora.comparison.plan import Job, rate_name
+from milora.comparison.selection import resolved_rate
 from milora.runs import RunFolder
 from milora.runs.folder import read_json
 
@@ -34,6 +34,9 @@ class ArmResult:
         by_seed: metric -> seed -> value, of the seeds that did not fail.
         by_row: metric -> seed -> test row -> value.
         steps: seed -> measured steps in their order.
+        floors: seed -> entropy of the base on the text of forgetting.
+        norms: seed -> module -> ||dW|| at the end.
+        predicted: ||dW|| of the first steps over LoRA's, both at one rate.
         higher_is_better: of each task metric.
     """
 
@@ -42,7 +45,7 @@ class ArmResult:
     variant: str
     method: str
     r: int | None
-    learning_rate: float
+    learning_rate: float | None
     chosen: bool
     seeds: list[int] = field(default_factory=list)
     failed: list[int] = field(default_factory=list)
@@ -53,6 +56,8 @@ class ArmResult:
     by_row: ByRow = field(default_factory=dict)
     steps: dict[int, list[int]] = field(default_factory=dict)
     floors: dict[int, float] = field(default_factory=dict)
+    norms: dict[int, dict[str, float]] = field(default_factory=dict)
+    predicted: dict[str, Any] | None = None
     higher_is_better: dict[str, bool] = field(default_factory=dict)
 
 
@@ -64,16 +69,16 @@ class BaseResult:
     by_row: ByRow = field(default_factory=dict)
 
 
-def gather(jobs: Sequence[Job], chosen: Mapping[str, float | None]) -> list[ArmResult]:
+def gather(jobs: Sequence[Job], chosen: Mapping[str, str | None]) -> list[ArmResult]:
     """The results of all runs, one entry for each arm, rank, variant and rate, in the order of the jobs."""
-    found: dict[tuple[str, float], ArmResult] = {}
+    found: dict[tuple[str, str], ArmResult] = {}
     for job in jobs:
-        key = job.cell.key, job.learning_rate
+        key = job.cell.key, rate_name(job.learning_rate)
         if key not in found:
-            is_chosen = len(job.cell.rates) == 1 or chosen.get(job.cell.key) == job.learning_rate
+            is_chosen = len(job.cell.rates) == 1 or chosen.get(job.cell.key) == key[1]
             found[key] = ArmResult(
                 job.cell.key, job.cell.arm.label, job.cell.variant.label, job.cell.arm.method, job.cell.r,
-                job.learning_rate, is_chosen,
+                None, is_chosen,
             )  # fmt: skip
         _add(found[key], job)
     return list(found.values())
@@ -102,6 +107,7 @@ def gather_base(folder: Path, arms: Sequence[ArmResult], variant: str) -> BaseRe
 def _add(arm: ArmResult, job: Job) -> None:
     run = RunFolder(job.recipe.output_dir)
     arm.names[str(job.seed)] = job.place
+    arm.learning_rate = arm.learning_rate or resolved_rate(job)
     failure = read_json(run.path / FAILED)
     record = read_json(run.path / MEASURED)
     if failure or not record:
@@ -117,7 +123,11 @@ def _add(arm: ArmResult, job: Job) -> None:
     _note(arm, job.seed, _of_step(last), f"@{last['step']}")
     if last["forgetting"]:
         arm.floors[job.seed] = last["forgetting"]["floor"]
-    _note(arm, job.seed, _of_analysis(read_json(run.path / "analysis.json").get("summary", {})))
+    analysis = read_json(run.analysis_file)
+    _note(arm, job.seed, _of_analysis(analysis.get("summary", {})))
+    if analysis:
+        arm.norms[job.seed] = {m["module"]: m["norm_dW"] for m in analysis["modules"] if m["norm_dW"] is not None}
+    arm.predicted = arm.predicted or record.get("predicted")
     if record.get("validation_rows"):
         arm.by_row.setdefault("validation_loss", {})[job.seed] = _rows(record["validation_rows"])
     for metric, score in _scores(read_json(run.eval_results_file).get("tuned", {}).get("scores", [])):

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from milora.recipes.keys import MatchedRate
+
 # Keys of a recipe that the grid itself decides for every run.
 DECIDED = ("method", "lora_r", "learning_rate", "seed", "output_dir")
 # Recipe keys that follow from `measure.at`: the steps at which checkpoints are kept are those that are measured.
@@ -28,7 +30,9 @@ class Arm(_Part):
     label: str = Field(pattern=_NAME, description="its name in tables and folders")
     method: str = Field(description="fine-tuning method (`milora methods` lists them)")
     lora_r: list[int] = Field([], description="ranks; the base recipe's if empty")
-    learning_rate: list[float] = Field([], description="learning rates; the base recipe's if empty")
+    learning_rate: list[float | MatchedRate] = Field(
+        [], description="learning rates, or {match: METHOD, at: RATE}; the base recipe's if empty"
+    )
     keys: dict[str, Any] = Field({}, description="other recipe keys of this arm, over the base's")
 
 
@@ -101,8 +105,8 @@ class Grid(_Part):
     arms: list[Arm] = Field(min_length=1, description="the methods that are compared")
     variants: list[Variant] = Field([], description="forms of the base model; it as it is if empty")
     seeds: list[int] = Field([0], min_length=1, description="seeds; differences are paired by them")
-    selection: Selection = Field(Selection(), description="how a learning rate is chosen")
-    measure: Measure = Field(Measure(), description="what is measured of each run")
+    selection: Selection = Field(Selection.model_validate({}), description="how a learning rate is chosen")
+    measure: Measure = Field(Measure.model_validate({}), description="what is measured of each run")
     against: list[str] = Field([], description="arms that all are compared with, or base; lora and base if empty")
     checks: list[Check] = Field([], description="statements that can fail")
     level: float = Field(0.95, gt=0, lt=1, description="level of the bootstrap intervals")
@@ -114,7 +118,7 @@ class Grid(_Part):
 
     def forms(self) -> list[Variant]:
         """The variants; the base model as it is where none is named."""
-        return self.variants or [Variant(label="base")]
+        return self.variants or [Variant.model_validate({"label": "base"})]
 
     def others(self) -> list[str]:
         """What all arms are compared with: `against`, else the arm `lora` where there is one, and the base model."""

@@ -168,16 +168,16 @@ def _keys(grid: Grid) -> Iterator[str]:
     places += [(f"arms.{arm.label}.keys", arm.keys, DECIDED) for arm in grid.arms]
     places += [(f"variants.{v.label}.keys", v.keys, DECIDED) for v in grid.variants]
     for where, keys, decided in places:
-        yield from _unknown(where, keys, decided)
+        yield from _unknown(where, keys, decided, FOLLOWING if grid.measure.at else ())
 
 
-def _unknown(where: str, keys: Iterable[str], decided: tuple[str, ...]) -> Iterator[str]:
+def _unknown(where: str, keys: Iterable[str], decided: tuple[str, ...], following: tuple[str, ...]) -> Iterator[str]:
     for key in keys:
         if key not in Recipe.model_fields:
             yield f"{where}: unknown recipe key {key!r}{nearest(key, Recipe.model_fields)}"
         elif key in decided:
             yield f"{where}: {key!r} is decided by arms, seeds and output_dir"
-        elif key in FOLLOWING:
+        elif key in following:
             yield f"{where}: {key!r} follows from measure.at"
 
 

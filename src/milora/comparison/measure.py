@@ -3,7 +3,8 @@
 Everything goes into the run folder, beside what training wrote:
 
     measured.json     {"settings": what was asked, "steps": [{"step", "validation_loss", "forgetting"}],
-                       "validation_rows": the losses row by row at the end}
+                       "validation_rows": the losses row by row at the end,
+                       "predicted": first steps beside LoRA's}
     analysis.json     the change of each weight
     forgetting.json   forgetting at the end, as `milora forgetting` writes it
     eval/             tasks, base and tuned side by side
@@ -15,7 +16,7 @@ measured.json with its validation loss {"by_seed": {seed: {"validation_loss", "r
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,8 +24,10 @@ from typing import Any
 
 from rich.console import Console
 
-from milora.adapters import load_adapter
-from milora.analysis import forgetting, read_text
+from milora.adapters import load_adapter, model_changes
+from milora.analysis import analyse, forgetting, read_text
+from milora.comparison.first_steps import first_steps
+from milora.comparison.folder import MEASURED
 from milora.comparison.grid import Grid, Measure
 from milora.comparison.plan import Job
 from milora.comparison.validation import mean_loss, row_losses
@@ -37,7 +40,11 @@ from milora.runs.folder import read_json, write_json
 from milora.training.data import load_data
 from milora.training.shared_base import SharedBase
 
-MEASURED = "measured.json"
+# What decides the rows of measured.json, and what the tasks' results.
+BY_STEP = ("validation", "validation_batch_size", "forgetting")
+OF_TASKS = ("tasks", "limit", "batch_size", "data_dir")
+
+Losses = list[dict[str, float]] | None
 
 
 @dataclass
@@ -84,7 +91,8 @@ class Bench:
 
 def is_measured(run: RunFolder, settings: dict[str, Any]) -> bool:
     """Whether what is asked for was measured already."""
-    return read_json(run.path / MEASURED).get("settings") == settings
+    record = read_json(run.path / MEASURED)
+    return record.get("settings") == settings and (not settings.get("predicted") or "predicted" in record)
 
 
 def settings_of(measure: Measure, *, whole: bool) -> dict[str, Any]:
@@ -93,25 +101,30 @@ def settings_of(measure: Measure, *, whole: bool) -> dict[str, Any]:
 
 
 def measure_run(job: Job, bench: Bench, base: SharedBase) -> None:
-    """Measure a finished run, at every step that is asked for and at the end.
+    """Measure a finished run, at every step that is asked for and at the end; what was measured so already is kept.
 
     Raises:
         MiloraError: a checkpoint that is to be measured is not there, or what a measurement raises.
     """
-    run, measure = RunFolder(job.recipe.output_dir), bench.grid.measure
-    last = _last_step(run)
-    steps = sorted({*(measure.at if job.measured else ()), last})
+    run, now = RunFolder(job.recipe.output_dir), settings_of(bench.grid.measure, whole=job.measured)
+    before = read_json(run.path / MEASURED)
+    kept = {row["step"]: row for row in before["steps"]} if _same(before, now, BY_STEP) else {}
+    last, losses, predicted = _last_step(run), before.get("validation_rows"), None
     rows: list[dict[str, Any]] = []
-    losses: list[dict[str, float]] | None = None
-    for step in steps:
-        with tuned_at(run, None if step == last else step, job.recipe, base) as (model, base_model):
-            row, losses = _at_step(model, base_model, job, bench)
-            rows.append({"step": step, **row})
-            if step == last and job.measured:
-                _at_the_end(model, base_model, job, bench, run)
-    if job.measured and rows[-1]["forgetting"] is not None and measure.forgetting is not None:
-        write_json(run.forgetting_file, {"text": Path(measure.forgetting.text).name, **rows[-1]["forgetting"]})
-    record = {"settings": settings_of(measure, whole=job.measured), "steps": rows, "validation_rows": losses}
+    for step in sorted({*(bench.grid.measure.at if job.measured else ()), last}):
+        at_the_end = step == last and job.measured
+        row = kept.get(step)
+        if row is None or at_the_end:
+            with tuned_at(run, None if step == last else step, job.recipe, base) as (model, base_model):
+                if row is None:
+                    row, losses = _at_step(model, base_model, job, bench)
+                if at_the_end:
+                    predicted = _at_the_end(model, base_model, job, bench, run, before)
+        rows.append({**row, "step": step})
+    text = bench.grid.measure.forgetting
+    if text is not None and rows[-1]["forgetting"] is not None:
+        write_json(run.forgetting_file, {"text": Path(text.text).name, **rows[-1]["forgetting"]})
+    record = {"settings": now, "steps": rows, "validation_rows": losses, "predicted": predicted}
     write_json(run.path / MEASURED, record)
     refresh_card(run)
 
@@ -160,9 +173,6 @@ def tuned_at(run: RunFolder, step: int | None, recipe: Recipe, base: SharedBase)
         yield load_adapter(model, folder or run.own_adapter()), None
 
 
-Losses = list[dict[str, float]] | None
-
-
 def _at_step(model: Any, base_model: Any, job: Job, bench: Bench) -> tuple[dict[str, Any], Losses]:
     losses, moved, text = _losses(model, job, bench), None, bench.grid.measure.forgetting
     if job.measured and text is not None:
@@ -174,11 +184,16 @@ def _at_step(model: Any, base_model: Any, job: Job, bench: Bench) -> tuple[dict[
     return {"validation_loss": None if losses is None else mean_loss(losses), "forgetting": moved}, losses
 
 
-def _at_the_end(model: Any, base_model: Any, job: Job, bench: Bench, run: RunFolder) -> None:
-    measure = bench.grid.measure
-    if measure.analysis is not None and base_model is None:
-        _analyse(model, job, measure, run)
-    if measure.tasks:
+def _at_the_end(
+    model: Any, base_model: Any, job: Job, bench: Bench, run: RunFolder, before: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Analyse, ask and predict where that was not done with the same settings; returns what is predicted."""
+    measure, now = bench.grid.measure, settings_of(bench.grid.measure, whole=True)
+    analysed = _same(before, now, ("analysis",)) and run.analysis_file.is_file()
+    if measure.analysis is not None and base_model is None and not analysed:
+        r = measure.analysis.r or job.cell.r
+        write_json(run.analysis_file, analyse(model_changes(model), r=r, seed=measure.analysis.seed))
+    if measure.tasks and not (_same(before, now, OF_TASKS) and run.eval_results_file.is_file()):
         evaluate_base_and_tuned(
             model,
             bench.tokenizer(job.recipe),
@@ -188,15 +203,15 @@ def _at_the_end(model: Any, base_model: Any, job: Job, bench: Bench, run: RunFol
             overwrite=True,
             **_task_settings(measure),
         )
+    if not measure.predicted or base_model is not None:
+        return None
+    return before.get("predicted") or first_steps(model, job, bench.grid)
 
 
-def _analyse(model: Any, job: Job, measure: Measure, run: RunFolder) -> None:
-    from milora.adapters import model_changes
-    from milora.analysis import analyse
-
-    assert measure.analysis is not None
-    r = measure.analysis.r or job.cell.r
-    write_json(run.path / "analysis.json", analyse(model_changes(model), r=r, seed=measure.analysis.seed))
+def _same(before: dict[str, Any], now: dict[str, Any], names: Sequence[str]) -> bool:
+    """Whether settings are what they were when a record was written."""
+    settings = before.get("settings", {})
+    return bool(before.get("steps")) and all(name in settings and settings[name] == now.get(name) for name in names)
 
 
 def _losses(model: Any, job: Job, bench: Bench) -> Losses:

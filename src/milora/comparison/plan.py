@@ -10,9 +10,19 @@ from typing import Any
 
 from milora.comparison.grid import FOLLOWING, Arm, Grid, Variant
 from milora.comparison.load import check_recipes, shared_keys
+from milora.errors import MiloraError
+from milora.recipes.keys import MatchedRate
 from milora.recipes.schema import Recipe
 
 RUNS, SELECTION = "runs", "selection"
+
+
+Rate = float | MatchedRate
+
+
+def rate_name(rate: Rate) -> str:
+    """A rate in a folder's name and as a key: 0.0003, or match_lora_0.0003."""
+    return f"match_{rate.match}_{rate.at:g}" if isinstance(rate, MatchedRate) else f"{rate:g}"
 
 
 @dataclass(frozen=True)
@@ -26,7 +36,7 @@ class Cell:
     arm: Arm
     variant: Variant
     r: int | None
-    rates: tuple[float, ...]
+    rates: tuple[Rate, ...]
 
     @property
     def key(self) -> str:
@@ -47,7 +57,7 @@ class Job:
 
     place: str
     cell: Cell
-    learning_rate: float
+    learning_rate: Rate
     seed: int
     recipe: Recipe
     measured: bool
@@ -66,8 +76,7 @@ def cells(grid: Grid) -> list[Cell]:
         for arm in grid.arms:
             keys = {**shared, **variant.keys, **arm.keys}
             ranks = arm.lora_r or [int(keys.get("lora_r", Recipe.model_fields["lora_r"].default))]
-            default = keys.get("learning_rate", Recipe.model_fields["learning_rate"].default)
-            rates = tuple(arm.learning_rate or [float(default)])
+            rates = tuple(arm.learning_rate or [_default_rate(keys)])
             found += [Cell(arm, variant, r, rates) for r in (ranks if _ranked(arm.method) else [None])]
     return found
 
@@ -88,34 +97,34 @@ def selection_jobs(grid: Grid, output: Path, models: Mapping[str, str]) -> list[
 
 
 def measured_jobs(
-    grid: Grid, output: Path, models: Mapping[str, str], chosen: Mapping[str, float | None], all_rates: bool = False
+    grid: Grid, output: Path, models: Mapping[str, str], chosen: Mapping[str, str | None], all_rates: bool = False
 ) -> list[Job]:
     """The runs that are measured: each cell at its chosen rate with every seed; with `all_rates` at the others too.
 
     Args:
         grid, output, models: as for :func:`selection_jobs`.
-        chosen: cell to rate, for cells with several; a cell whose rates all failed has none.
+        chosen: cell to the name of its rate, for cells with several; a cell whose rates all failed has none.
         all_rates: measure the rates that were not chosen as well.
     """
     wanted = []
     for cell in cells(grid):
-        rate = cell.rates[0] if len(cell.rates) == 1 else chosen.get(cell.key)
-        rates = [r for r in cell.rates if all_rates or r == rate]
+        rate = rate_name(cell.rates[0]) if len(cell.rates) == 1 else chosen.get(cell.key)
+        rates = [r for r in cell.rates if all_rates or rate_name(r) == rate]
         # The chosen rate goes first: what is asked for is there when the rest is stopped.
-        wanted += [(cell, r, seed) for r in sorted(rates, key=lambda r: r != rate) for seed in grid.seeds]
+        wanted += [(cell, r, seed) for r in sorted(rates, key=lambda r: rate_name(r) != rate) for seed in grid.seeds]
     return _jobs(grid, output, models, wanted, RUNS, measured=True)
 
 
-def run_name(cell: Cell, rate: float, seed: int) -> str:
+def run_name(cell: Cell, rate: Rate, seed: int) -> str:
     """The name of a run's folder."""
-    return f"{cell.key}-lr{rate:g}-s{seed}"
+    return f"{cell.key}-lr{rate_name(rate)}-s{seed}"
 
 
 def _jobs(
     grid: Grid,
     output: Path,
     models: Mapping[str, str],
-    wanted: list[tuple[Cell, float, int]],
+    wanted: list[tuple[Cell, Rate, int]],
     folder: str,
     *,
     measured: bool,
@@ -130,7 +139,7 @@ def _jobs(
             **cell.arm.keys,
             **_measured_steps(grid),
             "method": cell.arm.method,
-            "learning_rate": rate,
+            "learning_rate": rate.model_dump() if isinstance(rate, MatchedRate) else rate,
             "seed": seed,
             "output_dir": str(output / folder / name),
             "name": name,
@@ -143,18 +152,27 @@ def _jobs(
             keys[name] |= {**dict.fromkeys(FOLLOWING), "save_strategy": "no", "eval_strategy": "no"}
             keys[name] |= {"max_steps": grid.selection.max_steps, "load_best_model_at_end": False}
     recipes = check_recipes(keys.items())
-    return [Job(f"{folder}/{name}", *where[name], recipes[name], measured) for name in keys]
+    return [
+        Job(f"{folder}/{name}", cell, rate, seed, recipes[name], measured) for name, (cell, rate, seed) in where.items()
+    ]
 
 
 def _measured_steps(grid: Grid) -> dict[str, Any]:
     """Checkpoints at the steps that are measured. Losses are measured from them, row by row, not while training."""
     if not grid.measure.at:
         return {}
-    every = math.gcd(*grid.measure.at)
+    every, last = math.gcd(*grid.measure.at), shared_keys(grid).get("max_steps", -1)
+    if 0 < last < max(grid.measure.at):
+        raise MiloraError(f"measure.at: got {max(grid.measure.at)} with {last} steps, allowed no later step")
     return {
         "save_strategy": "steps", "save_steps": every, "save_total_limit": None,
         "eval_strategy": "no", "eval_steps": None, "load_best_model_at_end": False,
     }  # fmt: skip
+
+
+def _default_rate(keys: Mapping[str, Any]) -> Rate:
+    given = keys.get("learning_rate", Recipe.model_fields["learning_rate"].default)
+    return MatchedRate.model_validate(given) if isinstance(given, dict) else float(given)
 
 
 def _ranked(method: str) -> bool:

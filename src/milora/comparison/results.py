@@ -19,7 +19,7 @@ from milora.runs.provenance import commit, hardware, versions
 
 
 def results(
-    grid: Grid, folder: ComparisonFolder, jobs: Sequence[Job], chosen: Mapping[str, float | None]
+    grid: Grid, folder: ComparisonFolder, jobs: Sequence[Job], chosen: Mapping[str, str | None]
 ) -> dict[str, Any]:
     """Add everything up.
 
@@ -27,23 +27,22 @@ def results(
         grid: what was asked.
         folder: where the runs lie.
         jobs: the measured runs, finished or failed.
-        chosen: cell to chosen rate, for cells with several.
+        chosen: cell to the name of its chosen rate, for cells with several.
 
     Returns:
         The record of comparison.json. What was not measured is absent, or null.
     """
     arms = gather(jobs, chosen)
     bases = {v.label: gather_base(folder.base(v.label, len(grid.forms()) == 1), arms, v.label) for v in grid.forms()}
-    predicted = predicted_ratios(grid, jobs) if grid.measure.predicted else {}
     return {
         "name": grid.name,
         "description": grid.description,
-        "arms": [_arm(arm, arms, bases, grid, predicted) for arm in arms],
+        "arms": [_arm(arm, arms, bases, grid) for arm in arms],
         "base": {label: {"metrics": _metrics(base.by_seed)} for label, base in bases.items()},
         "pareto": front(arms, bases),
         "matched": matched_pairs(arms, grid),
         "selection": read_json(folder.selection_file),
-        "checks": run_checks(grid, arms, bases, predicted),
+        "checks": run_checks(grid, arms, bases),
         "settings": {"seeds": grid.seeds, "level": grid.level, "resamples": grid.resamples, "against": grid.others(),
                      "variants": [v.model_dump(mode="json") for v in grid.forms()],
                      "measure": grid.measure.model_dump(mode="json")},
@@ -51,13 +50,7 @@ def results(
     }  # fmt: skip
 
 
-def _arm(
-    arm: ArmResult,
-    arms: Sequence[ArmResult],
-    bases: Mapping[str, BaseResult],
-    grid: Grid,
-    predicted: Mapping[str, dict[str, Any]],
-) -> dict[str, Any]:
+def _arm(arm: ArmResult, arms: Sequence[ArmResult], bases: Mapping[str, BaseResult], grid: Grid) -> dict[str, Any]:
     return {
         "label": arm.label,
         "variant": arm.variant,
@@ -72,7 +65,7 @@ def _arm(
         "runs": arm.names,
         "metrics": _metrics(arm.by_seed),
         "against": against(arm, arms, bases, grid),
-        "predicted": predicted.get(arm.cell),
+        "predicted": predicted_ratios(arm, arms),
         "measured": measured_ratios(arm, arms),
     }
 

@@ -27,7 +27,7 @@ def _arms(record: Mapping[str, Any]) -> Table:
         made.add_row(f"base{_at(variant)}", "", "", *(_value(base["metrics"].get(m)) for m in metrics))
         for arm in record["arms"]:
             if arm["variant"] == variant:
-                rate = f"{arm['learning_rate']:g}" + ("" if arm["chosen"] else " (not chosen)")
+                rate = _number(arm["learning_rate"]) + ("" if arm["chosen"] else " (not chosen)")
                 seeds = f"{len(arm['seeds'])} of {len(arm['seeds']) + len(arm['failed'])}"
                 made.add_row(_name(arm), rate, seeds, *(_value(arm["metrics"].get(m)) for m in metrics))
     return made

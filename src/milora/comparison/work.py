@@ -9,7 +9,8 @@ from __future__ import annotations
 import gc
 import shutil
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from milora.comparison.folder import ComparisonFolder
+from milora.comparison.folder import FAILED, MEASURED, ComparisonFolder
 from milora.comparison.measure import Bench, is_measured, measure_base, measure_run, settings_of
 from milora.comparison.plan import Job
 from milora.recipes.schema import Recipe
@@ -26,8 +27,6 @@ from milora.runs.folder import write_json
 from milora.training.quiet import quiet_libraries
 from milora.training.shared_base import SAME, SharedBase
 from milora.training.train import train
-
-FAILED = "failed.json"
 
 
 @dataclass
@@ -48,7 +47,7 @@ class Worker:
             How many runs this process did.
         """
         done, held = 0, []
-        with quiet_libraries():
+        with quiet_libraries(), _cheap_collections():
             for job in jobs:
                 try:
                     done += self._take(job, timeout=0)
@@ -119,13 +118,25 @@ class Worker:
         return self._base
 
 
+@contextmanager
+def _cheap_collections() -> Iterator[None]:
+    # Trainers collect garbage after every run; with all that torch and transformers hold that takes longer than a small
+    # run does. What is there before the first run is no garbage.
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def is_finished(run: RunFolder) -> bool:
     """Whether the run was trained to its end: its adapter, or its model, is there."""
     return run.holds_run and ((run.path / "adapter_config.json").is_file() or run.model.is_dir())
 
 
 def _has_loss(run: RunFolder) -> bool:
-    return (run.path / "measured.json").is_file()
+    return (run.path / MEASURED).is_file()
 
 
 def _forget_failure(run: RunFolder) -> None:

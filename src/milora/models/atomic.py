@@ -57,6 +57,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def check_free(target: Path, overwrite: bool) -> None:
+    """Refuse a place where something stands, unless it may be replaced."""
+    if target.exists() and any(target.iterdir() if target.is_dir() else [target]) and not overwrite:
+        raise MiloraError(f"output: {target} exists, allowed a new one, or --overwrite")
+
+
 def _flush(written: Path) -> None:
     files = [p for p in written.rglob("*") if p.is_file()] if written.is_dir() else [written]
     for file in files:

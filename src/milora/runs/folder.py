@@ -15,6 +15,8 @@
     eval/TASK.tuned.jsonl
     forgetting.json             cross-entropy against the base model's own distribution, floor and KL
     analysis.json               where in the weights the changes lie, and how large they are
+    measured.json               what a comparison measured of it, step by step
+    failed.json                 the error of a run of a comparison that failed
 
 Overwriting deletes these and nothing else that lies in the folder.
 """
@@ -37,7 +39,8 @@ MARK = "# The resolved recipe of a milora run.\n"
 
 WRITTEN = (
     "provenance.json", "metrics.jsonl", "README.md", "adapter_config.json", "adapter_model.safetensors",
-    "adapter", "model", "checkpoint-*", "runs", "eval", "forgetting.json", "analysis.json", "recipe.yaml",
+    "adapter", "model", "checkpoint-*", "runs", "eval", "forgetting.json", "analysis.json", "measured.json",
+    "failed.json", "recipe.yaml",
 )  # fmt: skip
 
 # Keys that decide what is shown, measured afterwards or kept, and not one bit of the weights.
