@@ -10,6 +10,7 @@ from typing import Any
 
 import api_pages
 import cli_page
+import comparison_tables
 import data_page
 import mathml
 import measurements
@@ -26,7 +27,7 @@ PIECES: dict[str, Callable[..., str]] = {
     "data-formats": data_page.formats,
     "data-columns": data_page.columns,
     "measured-adapters": measurements.four_methods,
-    "measured-comparisons": measurements.comparisons,
+    "measured-comparisons": comparison_tables.comparisons,
     "measured-start": measurements.start_and_reload,
     "measured-step": measurements.step_time,
     "method": method_pages.facts,

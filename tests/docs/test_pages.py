@@ -200,29 +200,39 @@ def test_files_that_pages_name_are_there(pages: dict[str, str]):
 
 
 def test_a_comparison_is_shown_as_it_was_measured(hooks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    shown = hooks.measurements
-    monkeypatch.setattr(shown, "RESULTS", tmp_path)
+    shown = hooks.comparison_tables
+    monkeypatch.setattr(hooks.measurements, "RESULTS", tmp_path)
     assert "Not measured yet" in shown.comparisons("paper_check")
+    metrics = {
+        "kl": {"mean": 0.249, "stderr": 0.014}, "kl@16": {"mean": 7.0, "stderr": None},
+        "validation_loss": {"mean": 0.944, "stderr": None}, "phi_left_top": {"mean": 0.04, "stderr": None},
+        "phi_left_top:q_proj": {"mean": 9.0, "stderr": None}, "arc_easy:acc": {"mean": 0.31, "stderr": None},
+    }  # fmt: skip
     arm = {
-        "label": "milora", "method": "milora", "r": 32, "learning_rate": 3e-4, "seeds": [0, 1, 2], "failed": [1],
-        "metrics": {"kl": {"mean": 0.249, "stderr": 0.014}, "validation_loss": {"mean": 0.944, "stderr": None}},
+        "label": "milora", "variant": "rescaled", "method": "milora", "r": 32, "learning_rate": 3e-4, "chosen": True,
+        "seeds": [0, 1, 2], "failed": [3], "metrics": metrics,
         "against": {"lora": {"kl": {"difference": -0.035, "interval": [-0.05, -0.01], "n": 3, "level": 0.95}}},
         "predicted": {"by_type": {}, "all": 0.62}, "measured": None,
     }  # fmt: skip
-    check = {
-        "name": "a",
-        "what": "KL of PiSSA over LoRA",
-        "value": 1.1,
-        "limit": 1.25,
-        "sense": ">=",
-        "passed": False,
-        "gate": True,
+    broken = arm | {
+        "label": "full",
+        "variant": "as_is",
+        "seeds": [],
+        "failed": [0],
+        "metrics": {},
+        "learning_rate": None,
     }
-    (tmp_path / "paper_check.json").write_text(json.dumps({"arms": [arm], "checks": [check]}))
+    pair = {"a": "milora", "b": "lora", "variant": "rescaled", "path": "steps", "comparable": True,
+            "validation_loss": 0.95, "ratio": 0.87, "interval": [0.8, 0.95]}  # fmt: skip
+    check = {"name": "PiSSA forgets more", "what": "kl(pissa)", "value": 1.1, "limit": 1.25, "sense": ">="}
+    check |= {"passed": False, "gate": True}
+    record = {"arms": [arm, broken], "matched": [pair], "checks": [check]}
+    (tmp_path / "paper-check.json").write_text(json.dumps(record))
     text = shown.comparisons("paper_check")
-    assert "| milora, r = 32 | 0.0003 | 3 (1 failed) | 0.944 | 0.249 ± 0.014 |" in text
-    assert "-0.035 [-0.05, -0.01]" in text and "| 0.62 |  |" in text
-    assert "| KL of PiSSA over LoRA | 1.1 | ≥ 1.25 | no | yes |" in text
+    assert "| milora, r = 32 | 0.0003 | 3 (1 failed) | 0.944 | 0.249 ± 0.014 | 0.04 | 0.31 |" in text
+    assert "-0.035 [-0.05, -0.01]" in text and "| 0.62 |  |" in text and "0.87 [0.8, 0.95]" in text
+    assert "| full, r = 32 |  | 0 (1 failed) |" in text and "**as is**" in text
+    assert "| PiSSA forgets more | 1.1 | ≥ 1.25 | no | yes |" in text
 
 
 def test_the_notebook_is_kept_without_outputs():
