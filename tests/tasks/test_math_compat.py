@@ -103,3 +103,24 @@ def test_without_math_verify_nothing_becomes_right(monkeypatch):
     monkeypatch.setattr(sympy_worker, "find_spec", lambda name: None)
     with pytest.raises(MiloraError, match="math-verify is not installed"):
         compat_equivalent("x+1", "x+2")
+
+
+def test_a_model_cannot_make_its_scorer_run_python(tmp_path, monkeypatch):
+    """What LaTeX cannot read stays text, and sympy would evaluate a text."""
+    from milora.tasks import sympy_worker
+
+    monkeypatch.chdir(tmp_path)
+    worker = sympy_worker.SympyWorker(seconds=60)
+    # Each makes "o"; quotes would not come through.
+    for prediction in ("open(chr(111),chr(119)).name", "__import__(chr(111)+chr(115)).mkdir(chr(111))"):
+        for kind in ("close", "equal"):
+            assert not worker.ask(kind, prediction, "5")
+    worker.close()
+    assert not (tmp_path / "o").exists()
+
+
+def test_what_is_too_long_for_an_answer_is_not_looked_into(monkeypatch):
+    from milora.tasks import sympy_worker
+
+    monkeypatch.setattr(sympy_worker, "_shared", None)
+    assert sympy_worker.ask("equal", "x+" * 100 + "y", "5") is False

@@ -21,6 +21,7 @@ from typing import Any
 from milora.errors import MiloraError
 
 SECONDS = 10.0  # for one comparison
+LONGEST = 200  # characters of an answer that is looked into; the longest of MATH has under 100
 START = 120.0  # seconds for sympy's import
 MEMORY = 4 << 30  # bytes of address space
 
@@ -103,13 +104,13 @@ atexit.register(_shared.close)
 
 
 def ask(kind: str, prediction: str, gold: str) -> bool:
-    """The question put to the process that all callers share.
+    """The question put to the process that all callers share; a side that is longer than LONGEST is no answer.
 
     Raises:
         MiloraError: math-verify is not installed.
     """
     require_math()
-    return _shared.ask(kind, prediction, gold)
+    return max(len(prediction), len(gold)) <= LONGEST and _shared.ask(kind, prediction, gold)
 
 
 def _equal(prediction: str, gold: str) -> bool:
@@ -126,7 +127,7 @@ def _close(prediction: str, gold: str) -> bool:
 
     if r"\text" in prediction + gold:  # words are no values
         return False
-    a, b = _parsed(prediction)[0], _parsed(gold)[0]
+    a, b = _parsed(prediction)[0], _parsed(gold)[0]  # raises where nothing was read
     with suppress(Exception):
         if simplify(a - b) == 0:
             return True
@@ -137,8 +138,10 @@ def _parsed(formula: str) -> list[Any]:
     from math_verify import parse
     from math_verify.parser import LatexExtractionConfig
 
-    # LaTeX only: sympy's other parser evaluates Python, which a model may have written.
-    return parse(f"${formula}$", extraction_config=[LatexExtractionConfig()], parsing_timeout=0)
+    # LaTeX only: sympy's other parser evaluates Python, which a model may have written. It is also what sympy does
+    # with a text in the place of a value, so what was not read and stays text is left out.
+    found = parse(f"${formula}$", extraction_config=[LatexExtractionConfig()], parsing_timeout=0)
+    return [value for value in found if not isinstance(value, str)]
 
 
 def _serve() -> None:
