@@ -1,6 +1,6 @@
 # make demo   sets up and runs the demonstration        make check  format, lint, types, fast tests
 # make test   make check and the slow tests             make docs   builds the documentation into site/
-# make clean  removes the virtual environment
+# make clean  removes the virtual environment         make browser installs Debian's Chromium, for the tests of pages
 PYTHON ?= python3.11
 VENV ?= .venv
 WORKERS ?= 2
@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 # Two test processes on two cores: more threads in each make both slower.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: install demo docs test check test-fast test-slow format clean
+.PHONY: install browser demo docs test check test-fast test-slow format clean
 .DEFAULT_GOAL := check
 
 install: $(INSTALLED)
@@ -28,7 +28,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/milora demo --overwrite
 
-test: check test-slow
+# CI's machine gets a browser; elsewhere what is on the system is asked for by name: make browser.
+test: $(if $(CI),browser) check test-slow
+
+browser:
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } \
+		|| echo "no Chromium here, and none could be installed: the tests of pages are skipped"
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
