@@ -14,6 +14,7 @@
     eval/TASK.base.jsonl        every completion, of the base and of the tuned model
     eval/TASK.tuned.jsonl
     forgetting.json             cross-entropy against the base model's own distribution, floor and KL
+    report.html, .md, .json, .csv   what ``milora report`` writes of the run
 
 Overwriting deletes these and nothing else that lies in the folder.
 """
@@ -36,7 +37,8 @@ MARK = "# The resolved recipe of a milora run.\n"
 
 WRITTEN = (
     "provenance.json", "metrics.jsonl", "README.md", "adapter_config.json", "adapter_model.safetensors",
-    "adapter", "model", "checkpoint-*", "runs", "eval", "forgetting.json", "recipe.yaml",
+    "adapter", "model", "checkpoint-*", "runs", "eval", "forgetting.json",
+    "report.html", "report.md", "report.json", "report.csv", "recipe.yaml",
 )  # fmt: skip
 
 # Keys that decide what is shown, measured afterwards or kept, and not one bit of the weights.
