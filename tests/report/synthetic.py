@@ -43,7 +43,13 @@ def recipe(method: str, r: int, lr: float, seed: int, **more: Any) -> str:
 PROVENANCE = {
     "time": "2026-11-20T10:00:00+00:00",
     "command": ["milora", "compare", "grid.yaml"],
-    "versions": {"python": "3.11.7", "milora": "0.1.0", "torch": "2.13.0+cpu", "transformers": "5.23.0", "peft": "0.21.2"},
+    "versions": {
+        "python": "3.11.7",
+        "milora": "0.1.0",
+        "torch": "2.13.0+cpu",
+        "transformers": "5.23.0",
+        "peft": "0.21.2",
+    },
     "commit": "37474695a9ad0795316be61ca941df92665b7a0d",
     "hardware": {"cpu": "AMD EPYC", "cores": 2, "memory": 25276502016, "gpus": []},
     "seeds": {"seed": 0},
@@ -62,9 +68,18 @@ def metrics(rng: random.Random, final: float, steps: int, lost_at: int | None = 
         loss: float | None = final + 1.2 * math.exp(-5 * step / steps) + rng.gauss(0, 0.03)
         if lost_at is not None and step >= lost_at:
             loss = None
-        records.append({"step": step, "epoch": 3 * step / steps, "time": 1.7e9 + step, "loss": loss, "learning_rate": 1e-4})
+        records.append(
+            {"step": step, "epoch": 3 * step / steps, "time": 1.7e9 + step, "loss": loss, "learning_rate": 1e-4}
+        )
         if step % (steps // 6) == 0:
-            records.append({"step": step, "epoch": 3 * step / steps, "time": 1.7e9, "eval_loss": final + 0.9 * math.exp(-4 * step / steps)})
+            records.append(
+                {
+                    "step": step,
+                    "epoch": 3 * step / steps,
+                    "time": 1.7e9,
+                    "eval_loss": final + 0.9 * math.exp(-4 * step / steps),
+                }
+            )
     return records
 
 
@@ -99,7 +114,13 @@ def analysis(rng: random.Random, label: str, layers: int, types: list[str], r: i
         for side in ("left", "right")
     }
     summary = {"norm_dW": size, "relative": size / 97.4, "amplification": 0.3 / size, "phi": mean, "intruders": 0}
-    return {"r": r, "seed": 0, "against": "base", "modules": modules, "summary": summary | {"by_type": {}, "by_layer": {}}}
+    return {
+        "r": r,
+        "seed": 0,
+        "against": "base",
+        "modules": modules,
+        "summary": summary | {"by_type": {}, "by_layer": {}},
+    }
 
 
 def forgetting(kl: float) -> dict[str, Any]:
@@ -151,11 +172,16 @@ def run(
         for step in (0, 16, 32, 48)
     ]  # fmt: skip
     write_json(path / "retention.json", {"rows": rows, "settings": {}})
-    base, tuned = [i % 3 == 0 for i in range(10)], [i % 3 != 1 for i in range(10)]
+    base, tuned = [i % 3 == 0 for i in range(10)], [i % 3 != 1 and i not in (3, 9) for i in range(10)]
     rows = [score("gsm8k", sum(base) / 10, sum(tuned) / 10)]
-    write_json(path / "eval" / "results.json", {"comparison": rows, "base": {"scores": [{**rows[0], "value": 0.4}]}, "tuned": {}})
+    write_json(
+        path / "eval" / "results.json",
+        {"comparison": rows, "base": {"scores": [{**rows[0], "value": 0.4}]}, "tuned": {}},
+    )
     write_lines(path / "eval" / "gsm8k.base.jsonl", completions("gsm8k", base, hostile or "I guess."))
-    write_lines(path / "eval" / "gsm8k.tuned.jsonl", completions("gsm8k", tuned, hostile or f"{label} counts: 15 - 3 = 12."))
+    write_lines(
+        path / "eval" / "gsm8k.tuned.jsonl", completions("gsm8k", tuned, hostile or f"{label} counts: 15 - 3 = 12.")
+    )
     return path
 
 
@@ -185,7 +211,32 @@ def comparison(
         {"name": "minor against random", "what": "difference of validation loss", "value": -0.016, "limit": 0.0, "sense": "<=", "passed": True, "gate": False},
     ]  # fmt: skip
     matched = [
-        {"a": "lora", "b": "milora", "variant": "base", "r": [8, 8], "path": "steps", "comparable": True, "reason": None, "seeds": 3, "validation_loss": 0.944, "kl_a": 0.271, "kl_b": 0.244, "ratio": 1.11, "interval": [1.02, 1.2]}, {"a": "lora", "b": "pissa", "variant": "base", "r": [8, 8], "path": "steps", "comparable": False, "reason": "the losses do not overlap", "seeds": 0}]
+        {
+            "a": "lora",
+            "b": "milora",
+            "variant": "base",
+            "r": [8, 8],
+            "path": "steps",
+            "comparable": True,
+            "reason": None,
+            "seeds": 3,
+            "validation_loss": 0.944,
+            "kl_a": 0.271,
+            "kl_b": 0.244,
+            "ratio": 1.11,
+            "interval": [1.02, 1.2],
+        },
+        {
+            "a": "lora",
+            "b": "pissa",
+            "variant": "base",
+            "r": [8, 8],
+            "path": "steps",
+            "comparable": False,
+            "reason": "the losses do not overlap",
+            "seeds": 0,
+        },
+    ]
     write_json(
         folder / "comparison.json",
         {"arms": arms, "pareto": points, "matched": matched, "checks": checks, "settings": {"seeds": list(seeds)}, "provenance": PROVENANCE},
@@ -201,17 +252,33 @@ def comparison(
         for label in labels
     }  # fmt: skip
     write_json(folder / "selection.json", chosen)
-    write_json(folder / "base" / "eval" / "results.json", {"scores": [{**score("gsm8k", 0, 0), "value": 0.4, "stderr": 0.05}]})
-    write_json(folder / "runs" / "pissa-r8-lr0.0003-s3" / "failed.json", {"error": f"RuntimeError: out of memory {hostile}", "where": "training, step 12"})
+    write_json(
+        folder / "base" / "eval" / "results.json", {"scores": [{**score("gsm8k", 0, 0), "value": 0.4, "stderr": 0.05}]}
+    )
+    write_json(
+        folder / "runs" / "pissa-r8-lr0.0003-s3" / "failed.json",
+        {"error": f"RuntimeError: out of memory {hostile}".strip(), "where": "training, step 12"},
+    )
     return folder
 
 
-def _arm(folder: Path, label: str, r: int, seeds: tuple[int, ...], layers: int, hostile: str, long: str) -> dict[str, Any]:
+def _arm(
+    folder: Path, label: str, r: int, seeds: tuple[int, ...], layers: int, hostile: str, long: str
+) -> dict[str, Any]:
     method, top, bottom, size, kl, loss = METHODS[label]
     shown = f"{label}{long}"
     for seed in seeds:
         name = f"{shown}-r{r}-lr0.0003-s{seed}"
-        run(folder / "runs" / name[-200:], label, r, 3e-4, seed, layers, hostile=hostile, lost_at=32 if (label, seed) == ("pissa", 1) else None)
+        run(
+            folder / "runs" / name[-200:],
+            label,
+            r,
+            3e-4,
+            seed,
+            layers,
+            hostile=hostile,
+            lost_at=32 if (label, seed) == ("pissa", 1) else None,
+        )
     shift = 0.02 * math.log2(r / 8)
     values = {
         "validation_loss": loss - shift, "kl": kl * (1 + 2 * shift), "forgetting": 3.261 + kl * (1 + 2 * shift), "gsm8k:exact_match": 0.6 + shift,

@@ -68,7 +68,9 @@ def arms_of(material: Material) -> list[Arm]:
     """The arms of a comparison, or of runs grouped by label, rank and learning rate; the best known names first."""
     groups = _grouped(material.runs)
     rows = [row for row in material.record.get("arms") or [] if isinstance(row, dict)]
-    arms = [_from_record(row, material.runs) for row in rows] if rows else [_from_runs(runs) for runs in groups.values()]
+    arms = (
+        [_from_record(row, material.runs) for row in rows] if rows else [_from_runs(runs) for runs in groups.values()]
+    )
     _name(arms)
     return arms
 

@@ -92,6 +92,13 @@ def look(slot: int) -> dict[str, Any]:
     return {"color": colour(slot), "marker": MARKERS[(slot + 3 * turn) % len(MARKERS)], "linestyle": dash}
 
 
+def whole_numbers(axis: Any) -> None:
+    """Label an axis of steps or indices with whole numbers alone."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+
+
 def plain_log(axis: Any) -> None:
     """Label a logarithmic axis with plain numbers: its own labels are formulas, which names may not be."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -130,6 +137,7 @@ def svg(figure: Any, id: str, title: str, alt: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r'<style type="text/css">.*?</style>', "", text, flags=re.DOTALL)
+    text = re.sub(r"<path(?: (?!d=)[\w-]+=\"[^\"]*\")*/>", "", text)  # a line without a point
     text = text.replace("xlink:href", "href")
     used = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
     text = re.sub(r' id="([^"]*)"', lambda m: f' id="{id}-{m[1]}"' if m[1] in used else "", text)

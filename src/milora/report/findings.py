@@ -15,6 +15,7 @@ from milora.report.results import bounds, check_name, pair
 
 Item = tuple[str, str]
 FEW = 6  # names in one sentence
+FEW_PAIRS = 3  # under which an interval over seeds is no more than a range
 CLEARLY = 2.0  # how many times chance a similarity must be to be called one
 
 
@@ -42,14 +43,20 @@ def _runs(material: Material, arms: Sequence[Arm]) -> list[Item]:
     elif single:
         items.append(("open", f"There is one seed alone, and so no spread, for {_names(single)}."))
     if material.record == {} and material.grid:
-        items.append(("open", "The comparison is not finished (no comparison.json): the arms are put together from its runs."))
+        items.append(
+            ("open", "The comparison is not finished (no comparison.json): the arms are put together from its runs.")
+        )
     if material.problems:
-        items.append(("bad", f"{_count(len(material.problems), 'file')} could not be read; they are listed at the end."))
+        items.append(
+            ("bad", f"{_count(len(material.problems), 'file')} could not be read; they are listed at the end.")
+        )
     return items
 
 
 def _inputs(material: Material) -> str:
-    models = sorted({str(run.recipe["model_name_or_path"]) for run in material.runs if run.recipe.get("model_name_or_path")})
+    models = sorted(
+        {str(run.recipe["model_name_or_path"]) for run in material.runs if run.recipe.get("model_name_or_path")}
+    )
     data = sorted({str(run.recipe["dataset"]) for run in material.runs if run.recipe.get("dataset")})
     return f"base model {_names(models) or 'not recorded'}, trained on {_names(data) or 'data that were not recorded'}."
 
@@ -73,8 +80,12 @@ def _checks(record: Mapping[str, Any]) -> list[Item]:
 
 
 def _against(arms: Sequence[Arm], other: str, title: str) -> list[Item]:
-    items = []
-    for name, more, less in (("validation_loss", "learned less than", "learned more than"), ("kl", "forgot more than", "forgot less than")):
+    items: list[Item] = []
+    few: list[int] = []
+    for name, more, less in (
+        ("validation_loss", "learned less than", "learned more than"),
+        ("kl", "forgot more than", "forgot less than"),
+    ):
         clear: dict[str, list[str]] = {more: [], less: []}
         unclear = []
         for arm in arms:
@@ -82,7 +93,9 @@ def _against(arms: Sequence[Arm], other: str, title: str) -> list[Item]:
             if not found or not isinstance(found.get("difference"), int | float):
                 continue
             low, high = bounds(found)
-            told = f"{arm.name} ({interval(found['difference'], low, high)})"
+            pairs = f", n {found['n']}" if found.get("n") is not None else ""
+            told = f"{arm.name} ({interval(found['difference'], low, high)}{pairs})"
+            few.append(found.get("n") or FEW_PAIRS)
             if low is None or high is None or low <= 0 <= high:
                 unclear.append(told)
             else:
@@ -91,6 +104,8 @@ def _against(arms: Sequence[Arm], other: str, title: str) -> list[Item]:
         items += [("plain", f"{_list(told)} {verb} {title}, by {title_of}.") for verb, told in clear.items() if told]
         if unclear:
             items.append(("open", f"No clear difference to {title} in {title_of}: {_list(unclear)}."))
+    if few and min(few) < FEW_PAIRS:
+        items.append(("open", f"An interval over {_count(min(few), 'pair')} of runs says little about other seeds."))
     return items
 
 
@@ -103,7 +118,12 @@ def _best(arms: Sequence[Arm]) -> list[Item]:
         if len(there) > 1:
             best, worst = (f(there, key=lambda a: a.metrics[name].mean) for f in (min, max))
             said = [f"{a.name} ({measured(a.metrics[name].mean, a.metrics[name].stderr)})" for a in (best, worst)]
-            items.append(("plain", f"Of {len(there)} arms the lowest {metrics.title(name)} is that of {said[0]}, the highest of {said[1]}."))
+            items.append(
+                (
+                    "plain",
+                    f"Of {len(there)} arms the lowest {metrics.title(name)} is that of {said[0]}, the highest of {said[1]}.",
+                )
+            )
     return items
 
 
@@ -111,7 +131,12 @@ def _rates(selection: Mapping[str, Any]) -> list[Item]:
     edge = [label for label, found in selection.items() if isinstance(found, dict) and found.get("at_the_edge")]
     if not edge:
         return []
-    return [("open", f"The chosen learning rate is the smallest or largest that was tried for {_names(edge)}: a better one may lie beyond.")]
+    return [
+        (
+            "open",
+            f"The chosen learning rate is the smallest or largest that was tried for {_names(edge)}: a better one may lie beyond.",
+        )
+    ]
 
 
 def _matched(record: Mapping[str, Any]) -> list[Item]:
@@ -120,10 +145,14 @@ def _matched(record: Mapping[str, Any]) -> list[Item]:
     items = []
     for row in rows[:FEW]:
         low, high = bounds(row)
-        known = low is not None and high is not None
-        open_ = not known or low <= 1 <= high
-        text = f"At equal validation loss, along {row.get('path')}, the KL of {pair(row)} is in the ratio {row['ratio']:.3g}"
-        items.append(("open" if open_ else "plain", text + (f" [{low:.3g}, {high:.3g}]." if known else ".")))
+        a, b, variant = pair(row)
+        told = f" (ratio {row['ratio']:.3g} [{low:.3g}, {high:.3g}], n {row.get('seeds')})" if low and high else ""
+        if not low or not high or low <= 1 <= high:
+            text = f"no clear difference in forgetting between {a} and {b}"
+        else:
+            text = f"{a} forgot {'less' if high < 1 else 'more'} than {b}"
+        sign = "plain" if text.startswith(a) else "open"
+        items.append((sign, f"At equal validation loss, along {row.get('path')}{variant}: {text}{told}."))
     return items
 
 

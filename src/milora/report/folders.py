@@ -92,9 +92,7 @@ def read(folders: Sequence[str | Path]) -> Material:
     problems: list[str] = []
     names = [path.resolve().name for path in paths]
     # Two runs of one name are told apart by their folders.
-    unique = [
-        name if names.count(name) == 1 else str(path).strip("/") for path, name in zip(paths, names, strict=True)
-    ]
+    unique = [name if names.count(name) == 1 else str(path).strip("/") for path, name in zip(paths, names, strict=True)]
     runs = [_read_run(path, name, problems) for path, name in zip(paths, unique, strict=True)]
     return Material(runs[0].name if len(runs) == 1 else f"{len(runs)} runs", runs, problems=problems)
 
@@ -152,7 +150,9 @@ def _identify(run: Run, named: re.Match[str] | None) -> None:
     run.method = str(recipe.get("method") or own.get("label") or "unknown")
     run.label = own.get("label") or _label(run.method, recipe)
     run.variant = own.get("variant") or "base"
-    run.r = _first_number(recipe.get("lora_r") if run.method != "full" else None, int(own["r"]) if own.get("r") else None)
+    run.r = _first_number(
+        recipe.get("lora_r") if run.method != "full" else None, int(own["r"]) if own.get("r") else None
+    )
     rate = float(own["lr"]) if own.get("lr") else None
     run.learning_rate = _first_number(recipe.get("learning_rate"), matched.get("resolved"), rate)
     run.seed = _first_number(recipe.get("seed"), int(own["seed"]) if own else None)

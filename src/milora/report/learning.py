@@ -54,7 +54,9 @@ def _curves(arms: Sequence[Arm], key: str, title: str, id: str, axis: str) -> Se
         return None
     groups = [series[i : i + PER_PANEL] for i in range(0, len(series), PER_PANEL)]
     panels = [
-        Panel("" if len(groups) == 1 else f"{title} {i + 1} of {len(groups)}", "step", axis, group, markers=key != "loss")
+        Panel(
+            "" if len(groups) == 1 else f"{title} {i + 1} of {len(groups)}", "step", axis, group, markers=key != "loss"
+        )
         for i, group in enumerate(groups)
     ]
     blocks: list[Any] = [picture(id, title, lines.from_to(series, title), panels)]
@@ -79,7 +81,9 @@ def _ends(series: Sequence[Series], title: str, id: str) -> Folded:
         cells = [number_cell(v) for point in (first, best, last) for v in reversed(point)]
         rows.append([text_cell(s.name), *cells])
     header = [("arm", False), *((h, True) for h in ("first", "at step", "lowest", "at step ", "last", "at step  "))]
-    return Folded("The numbers", [Table(f"{id}-ends", f"{title}: first, lowest and last, mean over seeds", header, rows)])
+    return Folded(
+        "The numbers", [Table(f"{id}-ends", f"{title}: first, lowest and last, mean over seeds", header, rows)]
+    )
 
 
 def _points(run: Run, key: str) -> Points:
@@ -175,7 +179,9 @@ def ranks(arms: Sequence[Arm]) -> Section | None:
             series += [Series(name, slot, points, [arm.metrics[metric].stderr for arm in here])] if points else []
         panels.append(Panel(metrics.title(metric), "rank r", "", series, x_log=True, x_ticks=ticks))
     alt = " ".join(lines.from_to(panel.series, panel.title) for panel in panels)
-    return Section("ranks", "Rank sweep", [picture("rank-sweep", "Measurements by rank", alt, panels)]) if panels else None
+    return (
+        Section("ranks", "Rank sweep", [picture("rank-sweep", "Measurements by rank", alt, panels)]) if panels else None
+    )
 
 
 def rates(selection: Mapping[str, Any], arms: Sequence[Arm]) -> Section | None:
@@ -198,7 +204,9 @@ def rates(selection: Mapping[str, Any], arms: Sequence[Arm]) -> Section | None:
     alt = lines.from_to(series, "Validation loss by learning rate") + (f" Chosen: {', '.join(told)}." if told else "")
     ticks = sorted({x for s in series for x, _ in s.points})
     panel = Panel("", "learning rate", "validation loss (nats per token)", series, x_log=True, x_ticks=ticks)
-    shown = picture("rate-selection", "Validation loss by learning rate; a ring marks the rate that was chosen", alt, [panel])
+    shown = picture(
+        "rate-selection", "Validation loss by learning rate; a ring marks the rate that was chosen", alt, [panel]
+    )
     said = "The validation losses from which the learning rate of each method was chosen."
     return Section("rates", "Choice of the learning rate", [Text(said), shown, Folded("The numbers", [table])])
 
@@ -213,5 +221,3 @@ def _rate_cells(tried: Mapping[str, Any]) -> list[Cell]:
         measured_cell(loss, tried.get("stderr"), mark="strong" if chosen else ""),
         Cell("chosen" if chosen else "no", "a" if chosen else "b", mark="good" if chosen else ""),
     ]
-
-

@@ -85,6 +85,8 @@ def _panel(axis: Any, panel: Panel) -> dict[str, Any]:
     if len(panel.x_ticks) > 0:
         axis.set_xticks(panel.x_ticks, [_tick(tick) for tick in panel.x_ticks], minor=False)
         axis.minorticks_off()
+    if not panel.x_log:
+        fig.whole_numbers(axis.xaxis)
     if panel.y_log:
         fig.plain_log(axis.yaxis)
     axis.set(xlabel=panel.x, ylabel=panel.y)

@@ -21,7 +21,14 @@ TITLES = {
 MATRICES = "matrices"  # how many a mean is over
 LEARNING = ("validation_loss", "kl", "forgetting")  # these stand first
 LOWER_IS_BETTER = {*LEARNING, "train_loss"}
-NEITHER = {MATRICES, "amplification", "relative", "norm_dW", "effective_rank", "intruders"}  # they describe, they do not rank
+NEITHER = {
+    MATRICES,
+    "amplification",
+    "relative",
+    "norm_dW",
+    "effective_rank",
+    "intruders",
+}  # they describe, they do not rank
 # Endings of the harness's metrics that fall as a model gets better.
 FALLING = ("perplexity", "loss", "bits_per_byte", "nll", "brier_score", "ter")
 

@@ -31,7 +31,8 @@ def section(material: Material) -> Section | None:
         blocks.append(Folded("Recipe keys in which the runs differ", [differing]))
     if material.grid:
         blocks.append(Code("The grid (comparison.yaml)", material.grid))
-    blocks += [Code(f"Recipe of {run.name}", run.recipe_text) for run in runs if run.recipe_text]
+    recipes: list[Any] = [Code(f"Recipe of {run.name}", run.recipe_text) for run in runs if run.recipe_text]
+    blocks += recipes if len(recipes) < 2 else [Folded(f"All recipes ({len(recipes)})", recipes)]
     if settings := material.record.get("settings"):
         blocks.append(Code("Settings of the comparison", _yaml(settings)))
     return Section("origins", "What was run", blocks) if blocks else None
@@ -92,7 +93,9 @@ def _differing(runs: Sequence[Run]) -> Table | None:
     if not differ or len(with_recipe) < 2:
         return None
     rows = [[text_cell(run.name), *(text_cell(_plain(run.recipe.get(k))) for k in differ)] for run in with_recipe]
-    return Table("differing", "Recipe keys in which the runs differ", [("run", False), *((k, False) for k in differ)], rows)
+    return Table(
+        "differing", "Recipe keys in which the runs differ", [("run", False), *((k, False) for k in differ)], rows
+    )
 
 
 def _plain(value: Any) -> str:
@@ -109,7 +112,9 @@ def _yaml(value: Any) -> str:
 
 def failures(material: Material, arms: Sequence[Arm]) -> dict[str, tuple[str, str]]:
     """Run -> (where, why) of those that ended with an error, and of those that a comparison misses."""
-    found = {r.name: (str(r.failed.get("where") or ""), str(r.failed.get("error") or "")) for r in material.runs if r.failed}
+    found = {
+        r.name: (str(r.failed.get("where") or ""), str(r.failed.get("error") or "")) for r in material.runs if r.failed
+    }
     for arm in arms:
         for seed, error in arm.errors.items():
             name = Path(str(arm.places.get(seed) or f"{arm.name}, seed {seed}")).name
@@ -119,7 +124,9 @@ def failures(material: Material, arms: Sequence[Arm]) -> dict[str, tuple[str, st
 
 def failed(material: Material, arms: Sequence[Arm]) -> Section | None:
     """The runs that ended with an error, and files that could not be read."""
-    rows = [[text_cell(name), text_cell(where), text_cell(why)] for name, (where, why) in failures(material, arms).items()]
+    rows = [
+        [text_cell(name), text_cell(where), text_cell(why)] for name, (where, why) in failures(material, arms).items()
+    ]
     blocks: list[Any] = []
     if rows:
         header = [("run", False), ("where", False), ("error", False)]

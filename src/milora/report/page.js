@@ -31,12 +31,4 @@
       cell.querySelector("button").addEventListener("click", () => sort(table, column));
     });
   }
-
-  // Paper has no way to open what is folded; what was closed is closed again.
-  let opened = [];
-  addEventListener("beforeprint", () => {
-    opened = [...document.querySelectorAll("details:not([open])")].filter((d) => d.querySelector("table"));
-    for (const details of opened) details.open = true;
-  });
-  addEventListener("afterprint", () => { for (const details of opened) details.open = false; });
 })();

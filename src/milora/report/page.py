@@ -36,5 +36,7 @@ def _file(name: str) -> str:
 
 
 def _colours() -> str:
-    pairs: list[Any] = [f"--s{i}: light-dark({light}, {dark});" for i, (light, dark) in enumerate(zip(SERIES, DARK, strict=True))]
+    pairs: list[Any] = [
+        f"--s{i}: light-dark({light}, {dark});" for i, (light, dark) in enumerate(zip(SERIES, DARK, strict=True))
+    ]
     return ":root { " + " ".join(pairs) + " }\n"

@@ -9,7 +9,7 @@ from milora.report import figure as fig
 from milora.report.document import short
 
 # Where a name may stand beside its point: right, left and above, in points of the picture.
-PLACES = [(side, up) for up in (0, 11, -11, 21, -21, 31, -31, 43, -43) for side in (1, -1)]
+PLACES = [(side, up) for up in (7, -7, 17, -17, 28, -28, 40, -40) for side in (1, -1)]
 LETTER, LINE, MARK = 5.0, 10.0, 6.0  # width of a letter, height of a line, half a marker
 
 

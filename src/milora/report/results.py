@@ -73,12 +73,16 @@ def table(arms: Sequence[Arm], bases: Mapping[str, Mapping[str, Measured]]) -> S
     shown = [arm for arm in arms if arm.chosen]
     blocks: list[Any] = [Text(said), _table("results-table", "Results by arm", shown, bases)]
     if others := [arm for arm in arms if not arm.chosen]:
-        blocks.append(Folded("At rates that were not chosen", [_table("other-rates", "Results at other rates", others, {})]))
+        blocks.append(
+            Folded("At rates that were not chosen", [_table("other-rates", "Results at other rates", others, {})])
+        )
     return Section("results", "Results", blocks)
 
 
 def _table(id: str, caption: str, arms: Sequence[Arm], bases: Mapping[str, Mapping[str, Measured]]) -> Table:
-    names = metrics.ordered({n for arm in arms for n in arm.shown()} | {n for b in bases.values() for n in b if metrics.whole(n)})
+    names = metrics.ordered(
+        {n for arm in arms for n in arm.shown()} | {n for b in bases.values() for n in b if metrics.whole(n)}
+    )
     best = {name: _best(arms, name) for name in names}
     header = [("arm", False), ("method", False), ("r", True), ("learning rate", True), ("seeds", True)]
     header += [("trainable", True)] + [(metrics.title(name) + _arrow(name), True) for name in names]
@@ -119,7 +123,7 @@ def _arrow(name: str) -> str:
 
 def differences(arms: Sequence[Arm]) -> Section | None:
     """Paired differences against LoRA, the base and whatever else was asked for, with their intervals."""
-    others = list(dict.fromkeys(other for arm in arms for other in arm.against))
+    others = sorted({o for arm in arms for o in arm.against}, key=lambda o: (o != "lora", o == "base", o))
     blocks: list[Any] = []
     for other in others:
         title = {"lora": "LoRA", "base": "the base model"}.get(other, other)
@@ -171,7 +175,7 @@ def matched(record: Mapping[str, Any]) -> Section | None:
         between = f" [{low:.3g}, {high:.3g}]" if low is not None and high is not None else ""
         rows.append(
             [
-                text_cell(pair(row)), text_cell(str(row.get("path") or "")), plain_cell(row.get("validation_loss")),
+                text_cell("{} : {}{}".format(*pair(row))), text_cell(str(row.get("path") or "")), plain_cell(row.get("validation_loss")),
                 plain_cell(row.get("kl_a")), plain_cell(row.get("kl_b")),
                 Cell(f"{ratio:.3g}{between}", ratio, dict(row), "strong" if clear else "") if ratio is not None else missing(),
                 plain_cell(row.get("seeds")), text_cell(row.get("reason")),
@@ -187,12 +191,12 @@ def matched(record: Mapping[str, Any]) -> Section | None:
     return Section("matched", "Matched learning", [Text(said), shown])
 
 
-def pair(row: Mapping[str, Any]) -> str:
-    """The two arms of a matched comparison, with variant and rank as far as they are told."""
+def pair(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The two arms of a matched comparison, with their ranks, and `` @VARIANT`` where that is not the only one."""
     variant = row.get("variant")
     ranks = row.get("r") or [None, None]
-    named = [f"{row.get(k)}" + (f" r={r}" if r is not None else "") for k, r in zip(("a", "b"), ranks, strict=False)]
-    return " : ".join(named) + (f" @{variant}" if variant not in (None, "base") else "")
+    a, b = (f"{row.get(k)}" + (f" r={r}" if r is not None else "") for k, r in zip(("a", "b"), ranks, strict=True))
+    return a, b, "" if variant in (None, "base") else f" @{variant}"
 
 
 def scores(material: Material) -> Section | None:

@@ -12,7 +12,19 @@ from typing import Any
 
 from milora.report import figure as fig
 from milora.report.arms import Arm
-from milora.report.document import Cell, Folded, Picture, Section, Table, Text, missing, number, number_cell, short, text_cell
+from milora.report.document import (
+    Cell,
+    Folded,
+    Picture,
+    Section,
+    Table,
+    Text,
+    missing,
+    number,
+    number_cell,
+    short,
+    text_cell,
+)
 from milora.report.learning import arm_slots, picture
 from milora.report.lines import Panel, Series, from_to
 
@@ -120,9 +132,12 @@ def _draw_heat_maps(id: str, title: str, alt: str, grids: dict[str, Grids]) -> s
                     axis.text(0, 1 + 0.3 / heights[i], ", ".join(column), transform=axis.transAxes, fontsize=8)
                 if i == len(grids) - 1:
                     axis.set_xlabel("layer", fontsize=7.5)
-            figure.text(left / fig.WIDTH, (y + heights[i] + 0.06) / height, short(name, 60), fontsize=8.5, weight="bold")
+            figure.text(
+                left / fig.WIDTH, (y + heights[i] + 0.06) / height, short(name, 60), fontsize=8.5, weight="bold"
+            )
             y -= gap
-        bar = figure.add_axes((1 - 0.42 / fig.WIDTH, bottom / height, 0.1 / fig.WIDTH, (height - top - bottom) / height))
+        long = min(1.8, height - top - bottom)
+        bar = figure.add_axes((1 - 0.42 / fig.WIDTH, 1 - (top + long) / height, 0.1 / fig.WIDTH, long / height))
         figure.colorbar(colours, cax=bar).ax.set_title("φ", fontsize=8.5, fontweight="normal")
         return fig.svg(figure, id, title, alt)
 
@@ -203,10 +218,22 @@ def ratios(arms: Sequence[Arm]) -> Section | None:
     ]
     title, slots = "Size of the change as a ratio to LoRA's: predicted and measured", arm_slots(arms)
     shown = Picture("ratios", title, "; ".join(told) + ".", lambda: _draw_ratios(title, "; ".join(told), pairs, slots))
-    header = [("arm", False), ("module", False), ("predicted", True), ("measured", True), ("prediction is off by", True)]
+    header = [
+        ("arm", False),
+        ("module", False),
+        ("predicted", True),
+        ("measured", True),
+        ("prediction is off by", True),
+    ]
     table = Table("ratios-table", "‖ΔW‖ as a ratio to LoRA's at the same learning rate", header, rows)
-    said = "Predicted from the factors at the start: ‖ΔW‖ ∼ lr · s · √(out ‖A₀‖² + in ‖B₀‖²)."
-    return Section("ratios-section", "Predicted and measured size of the change", [Text(said), shown, Folded("The numbers", [table])])
+    said = "A ratio above 1 is a larger change than LoRA's."
+    if any(arm.predicted for arm in arms):
+        said += " Predicted from the factors at the start: ‖ΔW‖ ∼ lr · s · √(out ‖A₀‖² + in ‖B₀‖²)."
+    return Section(
+        "ratios-section",
+        "Predicted and measured size of the change",
+        [Text(said), shown, Folded("The numbers", [table])],
+    )
 
 
 def _by_name(record: dict[str, Any]) -> dict[str, float]:
@@ -239,4 +266,3 @@ def _draw_ratios(title: str, alt: str, pairs: dict[str, list[Any]], slots: dict[
         axis.set_ylabel("‖ΔW‖ / ‖ΔW‖ of LoRA\n(hollow: predicted, full: measured)")
         figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
         return fig.svg(figure, "ratios", title, alt)
-

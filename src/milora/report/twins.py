@@ -91,7 +91,18 @@ def _value(cell: Cell) -> Any:
 
 def to_csv(document: Document) -> str:
     """One row for each arm: what it is, each metric's mean, standard error and number of seeds, and the differences."""
-    own = ("arm", "label", "variant", "method", "r", "learning_rate", "chosen", "seeds", "failed", "trainable_parameters")
+    own = (
+        "arm",
+        "label",
+        "variant",
+        "method",
+        "r",
+        "learning_rate",
+        "chosen",
+        "seeds",
+        "failed",
+        "trainable_parameters",
+    )
     rows = []
     for arm in document.arms:
         row = {name: " ".join(map(str, v)) if isinstance(v := arm[name], list) else v for name in own}
