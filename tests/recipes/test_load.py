@@ -124,6 +124,8 @@ def test_wrong_values_of_one_key(write, key, value, allowed):
         ({"save_steps": 5}, "save_steps: got 5 with save_strategy epoch, allowed only with save_strategy steps"),
         ({"val_set_size": 5, "eval_dataset": "e.jsonl"}, "val_set_size: got 5 with eval_dataset"),
         ({"eval_split": "test"}, "eval_split: got 'test' without eval_dataset"),
+        ({"eval_dataset_limit": 3}, "eval_dataset_limit: got 3 without eval_dataset"),
+        ({"min_length": 9, "max_length": 8}, "min_length: got 9 with max_length 8, allowed no more than that"),
         ({"report_to": "wandb"}, "report_to: got 'wandb', allowed none, tensorboard"),
         ({"report_to": ["tensorboard", "mlflow"]}, "report_to: got 'mlflow', allowed none, tensorboard"),
         ({"val_set_size": 1.5}, "val_set_size: got 1.5, allowed a whole number of rows or a share below 1"),

@@ -141,6 +141,19 @@ def test_the_slice_of_the_training_rows_does_not_cut_the_validation_set(settings
     assert (rows["dataset"]["rows"], rows["eval_dataset"]["rows"]) == (8, 5)
 
 
+def test_the_first_validation_rows_that_are_kept_are_taken(settings, pairs, tiny_llama):
+    from milora.training.data import load_data
+
+    tokenizer, quiet = AutoTokenizer.from_pretrained(tiny_llama), Console(quiet=True)
+    keys = settings | {"eval_dataset": str(pairs), "min_length": 34}
+    every = load_data(Recipe(**keys), tokenizer, quiet).validation
+    three = load_data(Recipe(**keys | {"eval_dataset_limit": 3}), tokenizer, quiet).validation
+    assert every is not None and three is not None
+    assert 3 < len(every) < 24 and min(len(ids) for ids in every["input_ids"]) >= 34
+    assert three["input_ids"] == every["input_ids"][:3]
+    assert len(load_data(Recipe(**keys | {"eval_dataset_limit": 99}), tokenizer, quiet).validation) == len(every)
+
+
 def test_tensorboard_is_written_only_when_asked(settings):
     pytest.importorskip("tensorboard")
     assert not (train(Recipe(**settings)).path / "runs").exists()

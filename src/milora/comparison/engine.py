@@ -64,7 +64,9 @@ def compare(
     console.print(f"comparing: {len(jobs)} runs", highlight=False)
     _do(jobs, folder, bench, console)
     Worker(folder, bench, console).measure_bases(measured_jobs(grid, folder.path, models, {}, all_rates=True))
-    record = results(grid, folder, jobs, chosen)
+    # An arm whose rates all failed has no run at a chosen one; its choosing runs say why.
+    lost = [job for job in choosing if chosen[job.cell.key] is None]
+    record = results(grid, folder, [*jobs, *lost], chosen)
     write_json(folder.result_file, record)
     return record
 
