@@ -1,5 +1,6 @@
 # make demo   sets up and runs the demonstration        make check  format, lint, types, fast tests
 # make test   make check and the slow tests             make clean  removes the virtual environment
+# make browser  installs the Chromium in which tests open pages, where apt-get and root are at hand
 PYTHON ?= python3.11
 VENV ?= .venv
 WORKERS ?= 2
@@ -10,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 # Two test processes on two cores: more threads in each make both slower.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: install demo test check test-fast test-slow format clean
+.PHONY: install demo browser test check test-fast test-slow format clean
 .DEFAULT_GOAL := check
 
 install: $(INSTALLED)
@@ -27,7 +28,20 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/milora demo --overwrite
 
-test: check test-slow
+# Best effort: without a Chromium the tests that open pages are skipped, and say so.
+browser:
+	@for name in chromium-headless-shell chromium chromium-browser google-chrome; do \
+		command -v $$name >/dev/null && exit 0; \
+	done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get -qq update; \
+		for name in chromium-headless-shell chromium; do \
+			DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$name >/dev/null && exit 0; \
+		done; \
+	fi; \
+	echo "no Chromium, and no way to install one: the tests that open pages will be skipped"
+
+test: check browser test-slow
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
