@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report import synthetic
 
 from milora.report.arms import arms_of, bases_of, mean_of
 from milora.report.build import build, flat, tables
@@ -17,11 +16,12 @@ from milora.report.lines import mean_line
 from milora.report.metrics import direction, ordered, whole
 from milora.report.pareto import fronts, on_front
 from milora.report.results import differences
+from report import synthetic, synthetic_comparison
 
 
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic.comparison(tmp_path_factory.mktemp("document") / "c", seeds=(0, 1, 2), layers=2)
+    return synthetic_comparison.make(tmp_path_factory.mktemp("document") / "c", seeds=(0, 1, 2), layers=2)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_the_interval_turns_the_sentence(comparison: Path):
 
 
 def test_without_lora_nothing_is_said_of_it(tmp_path: Path):
-    document = build(read([synthetic.comparison(tmp_path / "c", ("milora", "pissa"), (0,), layers=1)]))
+    document = build(read([synthetic_comparison.make(tmp_path / "c", ("milora", "pissa"), (0,), layers=1)]))
     told = said(document)
     assert not [t for t in told if "LoRA, by" in t or "difference to LoRA" in t]
     assert "There is one seed for each arm: how far another seed would land is not known." in told

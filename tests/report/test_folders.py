@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from report import synthetic
 
 from milora.errors import MiloraError
 from milora.report.folders import RUN_MARK, read
 from milora.runs.folder import MARK, WRITTEN
+from report import synthetic, synthetic_comparison
 
 
 def test_reading_needs_no_torch(tmp_path: Path):
@@ -45,7 +45,7 @@ def test_a_run_is_read_whole(tmp_path: Path):
 
 
 def test_a_comparison_names_its_runs(tmp_path: Path):
-    material = read([synthetic.comparison(tmp_path / "c", ("lora", "milora"), (0, 1), layers=1)])
+    material = read([synthetic_comparison.make(tmp_path / "c", ("lora", "milora"), (0, 1), layers=1)])
     assert len(material.runs) == 2 + 3 * 2 + 1 and material.record["arms"] and material.selection["lora"]
     failed = [run for run in material.runs if run.failed is not None]
     assert [(run.name, run.label, run.r, run.learning_rate, run.seed) for run in failed] == [
@@ -96,7 +96,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path):
 def test_other_folders_are_refused(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     run = synthetic.run(tmp_path / "run", "lora", layers=1)
-    comparison = synthetic.comparison(tmp_path / "c", ("lora",), (0,), layers=1)
+    comparison = synthetic_comparison.make(tmp_path / "c", ("lora",), (0,), layers=1)
     for folders, words in (
         ([], "got no folder"),
         ([tmp_path / "empty"], "no folder of a run"),

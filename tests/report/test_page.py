@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import browser
 import pytest
-from report import synthetic
 
+import browser
 from milora.report import write_report
+from report import synthetic, synthetic_comparison
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison with a failed run, missing values, a lost loss, HTML in its samples and a name that is too long."""
     made = tmp_path_factory.mktemp("page") / "comparison"
     long = "-" + "endless_" * 12
-    return synthetic.comparison(
+    return synthetic_comparison.make(
         made, ("lora", "milora", "pissa", "random_components"), (0, 1), layers=3, hostile=synthetic.HOSTILE, long=long
     )
 

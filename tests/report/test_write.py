@@ -8,12 +8,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report import synthetic
 
 from milora.cli.app import main
 from milora.errors import MiloraError
 from milora.report import write_report
 from milora.report.twins import _text
+from report import synthetic, synthetic_comparison
 
 NAMES = ["report.html", "report.md", "report.json", "report.csv"]
 
@@ -21,7 +21,7 @@ NAMES = ["report.html", "report.md", "report.json", "report.csv"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("write") / "c"
-    return synthetic.comparison(made, ("lora", "milora"), (0, 1), layers=1, hostile=synthetic.HOSTILE)
+    return synthetic_comparison.make(made, ("lora", "milora"), (0, 1), layers=1, hostile=synthetic.HOSTILE)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_every_format_holds_the_same_cells(files: dict[str, str]):
 
 
 def test_what_is_not_measured_is_null_and_empty(tmp_path: Path):
-    made = synthetic.comparison(tmp_path / "c", ("lora", "random_components"), (0,), layers=1)
+    made = synthetic_comparison.make(tmp_path / "c", ("lora", "random_components"), (0,), layers=1)
     for file in write_report([made], formats=["json", "csv"]):
         if file.suffix == ".json":
             tables = json.loads(file.read_text())["tables"]

@@ -121,7 +121,7 @@ def _best(arms: Sequence[Arm]) -> list[Item]:
             items.append(
                 (
                     "plain",
-                    f"Of {len(there)} arms the lowest {metrics.title(name)} is that of {said[0]}, the highest of {said[1]}.",
+                    f"The lowest {metrics.title(name)} of {len(there)} arms: {said[0]}; the highest: {said[1]}.",
                 )
             )
     return items
@@ -134,7 +134,8 @@ def _rates(selection: Mapping[str, Any]) -> list[Item]:
     return [
         (
             "open",
-            f"The chosen learning rate is the smallest or largest that was tried for {_names(edge)}: a better one may lie beyond.",
+            f"The chosen learning rate is the smallest or largest that was tried for {_names(edge)}: "
+            "a better one may lie beyond.",
         )
     ]
 
@@ -170,7 +171,8 @@ def _tasks(material: Material) -> list[Item]:
         if not all(isinstance(v, int | float) for v in (base, tuned, difference)):
             continue
         error = row.get("difference_stderr")
-        text = f"{metrics.title(name)} went from {number(base)} to {number(tuned)} (difference {measured(difference, error)})."
+        change = f"from {number(base)} to {number(tuned)} (difference {measured(difference, error)})"
+        text = f"{metrics.title(name)} went {change}."
         unclear = error is not None and abs(difference) <= 2 * error
         better = {True: difference > 0, False: difference < 0}.get(row.get("higher_is_better"))
         items.append(("open" if unclear or better is None else "good" if better else "bad", text))

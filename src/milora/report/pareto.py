@@ -67,8 +67,8 @@ def section(found: Sequence[Front]) -> Section | None:
         blocks += [_picture(id, front), Folded("The numbers", [_table(f"{id}-table", front)])]
     if not blocks:
         return None
-    said = "Further left is less forgetting, further up is better. Full marks are on the front, joined by the dotted line: "
-    said += "no other point beats them in both. A thin line joins the steps of one arm."
+    said = "Further left is less forgetting, further up is better. Full marks are on the front, joined by the dotted "
+    said += "line: no other point beats them in both. A thin line joins the steps of one arm."
     return Section("pareto", "Learning against forgetting", [Text(said), *blocks])
 
 

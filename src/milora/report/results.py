@@ -169,18 +169,10 @@ def matched(record: Mapping[str, Any]) -> Section | None:
     """Forgetting at equal validation loss, pair by pair."""
     rows = []
     for row in record.get("matched") or []:
-        low, high = bounds(row)
-        ratio = row.get("ratio")
-        clear = ratio is not None and low is not None and high is not None and (low > 1 or high < 1)
-        between = f" [{low:.3g}, {high:.3g}]" if low is not None and high is not None else ""
-        rows.append(
-            [
-                text_cell("{} : {}{}".format(*pair(row))), text_cell(str(row.get("path") or "")), plain_cell(row.get("validation_loss")),
-                plain_cell(row.get("kl_a")), plain_cell(row.get("kl_b")),
-                Cell(f"{ratio:.3g}{between}", ratio, dict(row), "strong" if clear else "") if ratio is not None else missing(),
-                plain_cell(row.get("seeds")), text_cell(row.get("reason")),
-            ]
-        )  # fmt: skip
+        a, b, variant = pair(row)
+        losses = [plain_cell(row.get(key)) for key in ("validation_loss", "kl_a", "kl_b")]
+        named = [text_cell(f"{a} : {b}{variant}"), text_cell(str(row.get("path") or ""))]
+        rows.append([*named, *losses, _ratio(row), plain_cell(row.get("seeds")), text_cell(row.get("reason"))])
     if not rows:
         return None
     header = [("a : b", False), ("along", False), ("validation loss", True), ("KL of a", True), ("KL of b", True)]
@@ -189,6 +181,15 @@ def matched(record: Mapping[str, Any]) -> Section | None:
     said += " steps. A ratio below 1: a forgets less. Bold where the interval leaves out 1."
     shown = Table("matched-table", "Forgetting at equal validation loss", header, rows)
     return Section("matched", "Matched learning", [Text(said), shown])
+
+
+def _ratio(row: Mapping[str, Any]) -> Cell:
+    ratio, (low, high) = row.get("ratio"), bounds(row)
+    if ratio is None:
+        return missing()
+    if low is None or high is None:
+        return Cell(f"{ratio:.3g}", ratio, dict(row))
+    return Cell(f"{ratio:.3g} [{low:.3g}, {high:.3g}]", ratio, dict(row), "strong" if low > 1 or high < 1 else "")
 
 
 def pair(row: Mapping[str, Any]) -> tuple[str, str, str]:

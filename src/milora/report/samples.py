@@ -77,13 +77,12 @@ def _of_task(task: str, base: Rows, tuned: Mapping[str, Rows]) -> list[Sample]:
 
 
 def _free(name: str, rows: Sequence[Mapping[str, Any]]) -> list[Sample]:
-    return [
-        Sample(
-            f"{name}, prompt {i + 1}", cut(str(row.get("prompt") or "")), "",
-            [Output(side, cut(str(row[key]))) for side, key in (("base", "base"), (name, "tuned")) if row.get(key) is not None],
-        )
-        for i, row in enumerate(rows[:FREE])
-    ]  # fmt: skip
+    samples = []
+    for i, row in enumerate(rows[:FREE]):
+        sides = [(side, row.get(key)) for side, key in (("base", "base"), (name, "tuned"))]
+        outputs = [Output(side, cut(str(text))) for side, text in sides if text is not None]
+        samples.append(Sample(f"{name}, prompt {i + 1}", cut(str(row.get("prompt") or "")), "", outputs))
+    return samples
 
 
 def answer(row: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The same document as Markdown, JSON and CSV. No picture is drawn for them; JSON keeps what each one shows in words."""
+"""The same document as Markdown, JSON and CSV. No picture is drawn for them; JSON says what each shows."""
 
 from __future__ import annotations
 
