@@ -84,10 +84,10 @@ def _recorded(rows: Sequence[Any], arms: Sequence[Arm]) -> list[Front]:
         label = arm.name if arm else str(row.get("label"))
         others = [a for a in slots if a not in {x.name for x in arms}]
         slot = BASE if label == "base" else slots.setdefault(label, len(arms) + len(others))
-        errors = [_error(arm, name, row) for name in ("kl", key[0])]
+        kl_error, score_error = (_error(arm, name, row) for name in ("kl", key[0]))
         point = Point(
-            label, slot, row["kl"], row["score"], *errors, row.get("step"), bool(row.get("on_front")), row.get("seed"),
-            row.get("chosen") is not False,
+            label, slot, row["kl"], row["score"], kl_error, score_error, row.get("step"), bool(row.get("on_front")),
+            row.get("seed"), row.get("chosen") is not False,
         )  # fmt: skip
         found.setdefault(key, []).append(point)
         better = {True: 1, False: -1}.get(row.get("higher_is_better"))

@@ -64,7 +64,9 @@ def _name(axis: Any, points: Sequence[Any]) -> None:
         text = short(name, 28)
         width = LETTER * len(text)
 
-        def box(place: tuple[int, int], x: float = x, y: float = y, width: float = width) -> tuple[float, ...]:
+        def box(
+            place: tuple[int, int], x: float = x, y: float = y, width: float = width
+        ) -> tuple[float, float, float, float]:
             left = x + 9 if place[0] > 0 else x - 9 - width
             return left, left + width, y + place[1] - LINE / 2, y + place[1] + LINE / 2
 
