@@ -35,11 +35,12 @@ def test_alpaca_eval_generates_as_the_paper_says(tiny_model, tokenizer, tmp_path
     assert chat["settings"]["task_settings"] == {"prompt_template": "instruction"}
 
 
-def test_perplexities_equal_a_count_by_hand(tiny_model, tokenizer, tmp_path):
+def test_perplexities_equal_a_count_by_hand(tiny_model, tokenizer, tmp_path, capfd):
     articles = [" = One = \n a b c \n", " = Two = \n d e \n f \n"]
     (tmp_path / "wiki.test.tokens").write_text("".join(articles))
     window = 12
     result = evaluate(tiny_model, tokenizer, "milora_wikitext", data_dir=tmp_path, max_length=window, batch_size=2)
+    assert "Running" not in capfd.readouterr().err  # the harness's bars
     values = {row["metric"]: row["value"] for row in result["scores"]}
     total = tokens = 0
     for article in articles:

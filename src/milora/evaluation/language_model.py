@@ -70,6 +70,10 @@ class BuiltModel(HFLM):
         self._report("generate_until", len(requests))
         return super().generate_until(requests, disable_tqdm=True)
 
+    def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, override_bs: int | None = None) -> Any:
+        # A rolling perplexity draws a bar for each of its batches, whatever it is told.
+        return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+
     def _note_length(self, request: Any, text: str, room: int) -> None:
         if len(self.tok_encode(text)) > self.max_length - room:
             self.truncated[request.task_name].add(request.doc_id)
