@@ -78,7 +78,8 @@ def _steps(text: str | None) -> list[int] | None:
 def _named(pairs: list[str]) -> dict[str, str]:
     from milora.errors import MiloraError
 
-    named = dict(pair.partition("=")[::2] for pair in pairs)
+    parts = [pair.partition("=") for pair in pairs]
+    named = {name: file for name, _, file in parts}
     if wrong := [name for name, file in named.items() if not name or not file]:
         raise MiloraError(f"--losses: got {wrong[0]!r}, allowed NAME=FILE")
     return named
