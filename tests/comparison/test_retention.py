@@ -19,7 +19,7 @@ from milora.runs.folder import read_json, write_json
 from milora.runs.tuned import load_tuned
 from milora.training.train import train
 
-PARAGRAPHS = [f"Town {name} lies {n} miles inland, where {name} men grow maize." for n, name in enumerate("abcdef")]
+PARAGRAPHS = [f"Town {name} lies {7**n} miles inland, where {name} men grow maize." for n, name in enumerate("abcdef")]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def run(trained, tmp_path):
 
 def asked(book):
     return {
-        "tasks": ["milora_book_mcq", "milora_book_cloze"], "runs": 3, "tasks_at": [0, 6], "data_dir": str(book),
+        "tasks": ["milora_book_mcq_letters", "milora_book_cloze"], "runs": 3, "tasks_at": [0, 6], "data_dir": str(book),
         "text": str(book / "towns.txt"), "block": 64, "losses": {"wording": str(book / "towns.txt")},
     }  # fmt: skip
 
@@ -101,11 +101,13 @@ def test_every_number_is_what_its_function_measures_alone(run, book):
     assert base["losses"]["wording"] > middle["losses"]["wording"] > end["losses"]["wording"]
     assert middle["scores"] == []
     by_seed = [
-        evaluate(model, tokenizer, "milora_book_mcq", data_dir=book, task_seed=seed)["scores"][0] for seed in range(3)
+        evaluate(model, tokenizer, "milora_book_mcq_letters", data_dir=book, task_seed=seed)["scores"][0]
+        for seed in range(3)
     ]
     values = [row["value"] for row in by_seed]
     mean = sum(values) / 3
-    (found,) = [s for s in end["scores"] if (s["task"], s["metric"]) == ("milora_book_mcq", by_seed[0]["metric"])]
+    assert len(set(values)) > 1
+    (found,) = [s for s in end["scores"] if (s["task"], s["metric"]) == ("milora_book_mcq_letters", "acc")]
     assert found["value"] == pytest.approx(mean)
     assert found["stderr"] == pytest.approx(math.sqrt(sum((x - mean) ** 2 for x in values) / 2 / 3))
     assert (found["runs"], found["n"]) == (3, 5)
@@ -122,10 +124,10 @@ def test_a_task_whose_runs_do_not_differ_is_run_once(run, book, monkeypatch):
     record = retention(run.path, **asked(book))
     scores = {(s["task"], s["runs"], s["stderr"] is None) for row in record["rows"] for s in row["scores"]}
     assert {task for task, runs, absent in scores if runs == 1 and absent} == {"milora_book_cloze"}
-    assert {task for task, runs, _ in scores if runs == 3} == {"milora_book_mcq"}
+    assert {task for task, runs, _ in scores if runs == 3} == {"milora_book_mcq_letters"}
     # Both tasks at two steps: once for the one, three times for the other, and each is probed once.
     assert len([c for c in calls if c[2] is None]) == 2 * (1 + 3)
-    assert [c[:2] for c in calls if c[2] is not None] == [("milora_book_mcq", 1), ("milora_book_cloze", 1)]
+    assert [c[:2] for c in calls if c[2] is not None] == [("milora_book_mcq_letters", 1), ("milora_book_cloze", 1)]
 
 
 def test_a_stopped_measurement_goes_on_row_by_row(run, book, monkeypatch):
