@@ -4,6 +4,7 @@
 
 writes train.jsonl, in which up to four questions about a picture are one conversation, pictures.jsonl, in which each
 row is one question about a test picture with its choices (for `milora eval --tasks milora_pictures`), and the pictures.
+Three of four questions are answered by yes or no; --named keeps those that ask for the colour or the shape.
 """
 
 import argparse
@@ -30,15 +31,19 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=2000, help="pictures to train on, of 4,000")
     parser.add_argument("--test", type=int, default=500, help="questions to test on, of 9,673")
     parser.add_argument("--questions", type=int, default=4, help="of a picture to train on, of about 10")
+    parser.add_argument("--named", action="store_true", help="only questions for a colour or a shape")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of both")
     given = parser.parse_args()
     draw = random.Random(given.seed)
-    asked = list(zip(*easy_vqa.get_train_questions(), strict=True))
+    asked, held_out = (
+        [row for row in zip(*rows, strict=True) if not (given.named and row[1] in KINDS[0])]
+        for rows in (easy_vqa.get_train_questions(), easy_vqa.get_test_questions())
+    )
     chosen = draw.sample(sorted({picture for _, _, picture in asked}), given.train)
     talks = [[(q, a) for q, a, picture in asked if picture == number] for number in chosen]
     talks = [draw.sample(talk, min(given.questions, len(talk))) for talk in talks]
     train = [conversation(f"train-{n}", talk) for n, talk in zip(chosen, talks, strict=True)]
-    tested = draw.sample(list(zip(*easy_vqa.get_test_questions(), strict=True)), given.test)
+    tested = draw.sample(held_out, given.test)
     test = [conversation(f"test-{n}", [(q, a)]) | choices(q, a) for q, a, n in tested]
     copy(easy_vqa.get_train_image_paths(), chosen, given.output / "images" / "train")
     copy(easy_vqa.get_test_image_paths(), [n for *_, n in tested], given.output / "images" / "test")
