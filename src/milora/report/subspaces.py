@@ -67,7 +67,8 @@ def _modules(arm: Arm) -> Iterable[dict[str, Any]]:
 def _grids(arm: Arm) -> Grids:
     values: dict[tuple[str, str], dict[tuple[int, str], list[float]]] = {}
     for module in _modules(arm):
-        at = (module.get("layer") if isinstance(module.get("layer"), int) else -1, str(module.get("type")))
+        layer = module.get("layer")
+        at = (layer if isinstance(layer, int) else -1, str(module.get("type")))
         for side in SIDES:
             for part in PARTS:
                 value = ((module.get("phi") or {}).get(side) or {}).get(part)
@@ -164,7 +165,7 @@ def spectra(arms: Sequence[Arm]) -> Section | None:
     for arm in arms:
         by_type: dict[str, list[list[float]]] = {}
         for module in _modules(arm):
-            if values := [v for v in module.get("spectrum") or [] if isinstance(v, int | float)]:
+            if values := [float(v) for v in module.get("spectrum") or [] if isinstance(v, int | float)]:
                 by_type.setdefault(str(module.get("type")), []).append(values)
         for name, all_values in by_type.items():
             middle = [median(column) for column in zip(*all_values, strict=False)]
