@@ -36,7 +36,7 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 # One method has one colour in all pictures of all reports.
 SLOTS = {"milora": 0, "pissa": 1, "mica": 2, "random_components": 3, "dora": 4, "lora": 6, "full": 7}
 
-_STYLE: Any = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "milora",
     "text.parse_math": False,  # a name may hold a dollar

@@ -82,13 +82,11 @@ def _recorded(rows: Sequence[Any], arms: Sequence[Arm]) -> list[Front]:
         key = str(row.get("score_name") or "score"), str(row.get("variant") or "base")
         arm = _arm_of(row, arms)
         label = arm.name if arm else str(row.get("label"))
-        others = [a for a in slots if a not in {x.name for x in arms}]
-        slot = BASE if label == "base" else slots.setdefault(label, len(arms) + len(others))
-        kl_error, score_error = (_error(arm, name, row) for name in ("kl", key[0]))
-        point = Point(
-            label, slot, row["kl"], row["score"], kl_error, score_error, row.get("step"), bool(row.get("on_front")),
-            row.get("seed"), row.get("chosen") is not False,
-        )  # fmt: skip
+        free = next(i for i in range(len(slots) + 1) if i not in slots.values())
+        slot = BASE if label == "base" else slots.setdefault(label, free)
+        errors = _error(arm, "kl", row), _error(arm, key[0], row)
+        told = row.get("step"), bool(row.get("on_front")), row.get("seed"), row.get("chosen") is not False
+        point = Point(label, slot, row["kl"], row["score"], *errors, *told)
         found.setdefault(key, []).append(point)
         better = {True: 1, False: -1}.get(row.get("higher_is_better"))
         direction[key] = better or metrics.direction(key[0])

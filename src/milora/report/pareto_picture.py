@@ -10,6 +10,7 @@ from milora.report.document import short
 
 # Where a name may stand beside its point: right, left and above, in points of the picture.
 PLACES = [(side, up) for up in (7, -7, 17, -17, 28, -28, 40, -40) for side in (1, -1)]
+Box = tuple[float, float, float, float]  # left, right, low, high
 LETTER, LINE, MARK = 5.0, 10.0, 6.0  # width of a letter, height of a line, half a marker
 
 
@@ -64,9 +65,7 @@ def _name(axis: Any, points: Sequence[Any]) -> None:
         text = short(name, 28)
         width = LETTER * len(text)
 
-        def box(
-            place: tuple[int, int], x: float = x, y: float = y, width: float = width
-        ) -> tuple[float, float, float, float]:
+        def box(place: tuple[int, int], x: float = x, y: float = y, width: float = width) -> Box:
             left = x + 9 if place[0] > 0 else x - 9 - width
             return left, left + width, y + place[1] - LINE / 2, y + place[1] + LINE / 2
 
@@ -85,5 +84,5 @@ def _name(axis: Any, points: Sequence[Any]) -> None:
         )  # fmt: skip
 
 
-def _around(x: float, y: float) -> tuple[float, float, float, float]:
+def _around(x: float, y: float) -> Box:
     return x - MARK, x + MARK, y - MARK, y + MARK
