@@ -114,6 +114,7 @@ def train(kind: str, keys: dict, folder: Path, *flags: str, processes: int = 2) 
     """A run in the folder, beside it the notes."""
     rows = 8 if kind == "one" else 8 // processes
     recipe = folder.with_suffix(".yaml")
+    recipe.parent.mkdir(parents=True, exist_ok=True)
     recipe.write_text(yaml.safe_dump(keys | {"output_dir": str(folder), "per_device_train_batch_size": rows}))
     run(kind, folder.with_name(folder.name + "-notes"), ["train", str(recipe), "--debug", *flags], processes)
     return folder
@@ -235,6 +236,16 @@ def test_rows_of_a_step_stay_the_same_on_another_number_of_processes(made, keys,
     folder.check(Recipe(**recipe, per_device_train_batch_size=4), resume=True)
     with pytest.raises(MiloraError, match=r"was 1 x 8 x 1, got 2 x 8 x 1, allowed the same product"):
         folder.check(Recipe(**recipe, per_device_train_batch_size=8), resume=True)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "zero3"])
+def test_a_matched_rate_is_that_of_one_process(keys, tmp_path, kind):
+    matched = keys | {"learning_rate": {"match": "pissa", "at": 1e-2}, "max_steps": 1, "save_steps": 1}
+    alone, together = (train(k, matched, tmp_path / k / "run") for k in ("one", kind))
+    rates = [RunFolder(run).provenance()["learning_rate"]["resolved"] for run in (alone, together)]
+    assert rates[0] > 1.5e-2 and rates[1] == pytest.approx(rates[0], rel=1e-6)
+    assert losses(together)[1] == pytest.approx(losses(alone)[1], rel=1e-5)
+    torch.testing.assert_close(adapter(together), adapter(alone), **TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", ["fsdp2", "zero3"])

@@ -19,7 +19,6 @@ from milora.adapters.base_layers import features, is_linear
 from milora.adapters.build import peft_config
 from milora.adapters.config import SpectralConfig
 from milora.adapters.delta import INSIDE, lora_scale
-from milora.adapters.embedding import SpectralEmbedding
 from milora.adapters.layer import SpectralLinear
 from milora.adapters.start import base_weight, layer_factors
 from milora.decompositions import default_store
@@ -44,7 +43,7 @@ def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
 def _is_predicted(module: nn.Module) -> bool:
     if isinstance(module, LoraLayer):
         return not isinstance(module, AdaLoraLayer) and len(module.lora_A) > 0
-    return isinstance(module, SpectralLinear) and not isinstance(module, SpectralEmbedding)
+    return isinstance(module, SpectralLinear)
 
 
 def adapter_steps(model: nn.Module, adapter: str = "default") -> dict[str, float]:
