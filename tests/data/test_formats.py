@@ -23,10 +23,15 @@ ROWS = {
     "prompt_completion": {"prompt": "The sky is", "completion": " blue."},
     "messages": {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]},
     "sharegpt": {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]},
+    "llava": {"image": None, "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]},
     "text": {"text": "A line."},
 }
 ALPACA_PROMPT = f"{SENTENCE}\n\n### Instruction:\nAdd.\n\n### Response:"
 MATH_PROMPT = f"{SENTENCE}\n\n### Instruction:\n1+1?\n\n### Response:"
+VICUNA = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
 TALK = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}
 EXAMPLES = {
     "alpaca": {"prompt": ALPACA_PROMPT, "completion": "Done."},
@@ -40,6 +45,7 @@ EXAMPLES = {
     "prompt_completion": {"prompt": "The sky is", "completion": " blue."},
     "messages": TALK,
     "sharegpt": TALK,
+    "llava": {"prompts": [f"{VICUNA} USER: Hi ASSISTANT:"], "completions": [" Ho"], "image": None},
     "text": {"text": "A line."},
 }
 
@@ -51,7 +57,7 @@ def write(path, rows):
 
 def test_every_format_has_a_case_here():
     assert set(FORMATS) == set(ROWS) == set(EXAMPLES)
-    assert len(FORMATS) == 9
+    assert len(FORMATS) == 10
     assert set(TEMPLATES) == {"alpaca", "commonsense", "metamath", "gsm8k", "chat"}
 
 
@@ -136,7 +142,7 @@ def test_real_files(shared_data):
         "math/gsm8k_train.jsonl.gz": (7473, ["prompt", "completion"]),
         "math/metamath_form_train.jsonl.gz": (11473, ["prompt", "completion"]),
         "instruct/ultrafeedback_800.jsonl.gz": (800, ["prompt", "completion"]),
-        "visual/chiriqui_figures.jsonl": (183, ["messages"]),
+        "visual/chiriqui_figures.jsonl": (183, ["prompts", "completions", "image"]),
         "book/chiriqui.txt": (134, ["text"]),
         "wikitext/wikitext103_test.txt.gz": (2891, ["text"]),
     }

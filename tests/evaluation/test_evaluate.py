@@ -52,7 +52,8 @@ def _log_probability(model, tokenizer, prompt, continuation):
 def test_completions_are_greedy_and_both_extractors_are_reported(tiny_model, tokenizer, local_rows, no_network):
     result = evaluate(tiny_model, tokenizer, ["milora_boolq", "milora_gsm8k"], data_dir=local_rows, gen_kwargs=SHORT)
     keys = {(r["task"], r["filter"]) for r in result["scores"]}
-    assert keys == {(t, f) for t in ("milora_boolq", "milora_gsm8k") for f in ("strict", "flexible")}
+    filters = {"milora_boolq": ["strict", "flexible"], "milora_gsm8k": ["strict", "flexible", "compat"]}
+    assert keys == {(task, name) for task, names in filters.items() for name in names}
     records = result["completions"]["milora_boolq"]
     assert [r["doc_id"] for r in records] == list(range(6))
     for record in records:
@@ -77,8 +78,26 @@ def test_a_model_that_answers_right_scores_one(tiny_model, tokenizer, local_rows
 
     monkeypatch.setattr(BuiltModel, "generate_until", answer)
     result = evaluate(tiny_model, tokenizer, ["milora_boolq", "milora_gsm8k"], data_dir=local_rows, gen_kwargs=SHORT)
-    assert [row["value"] for row in result["scores"]] == [1.0] * 4
-    assert result["completions"]["milora_gsm8k"][0]["extracted"] == {"strict": "1.0", "flexible": "1.0"}
+    assert [row["value"] for row in result["scores"]] == [1.0] * 5
+    extracted = {"strict": "1.0", "flexible": "1.0", "compat": "1"}
+    assert result["completions"]["milora_gsm8k"][0]["extracted"] == extracted
+
+
+def test_both_scorers_of_math_are_reported(tiny_model, tokenizer, tmp_path, monkeypatch):
+    """One right answer, one that only the published code calls right, one wrong, one boxed only."""
+    from milora.evaluation.language_model import BuiltModel
+
+    answers = ["The answer is: \\dfrac72.", "The answer is: x/2", "The answer is: 8", "so \\boxed{3.5}"]
+    rows = [{"problem": f"p{i}", "solution": "Thus $\\boxed{3.5}$."} for i in range(4)]
+    (tmp_path / "math.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(
+        BuiltModel, "generate_until", lambda self, requests, disable_tqdm=True: answers[: len(requests)]
+    )
+    result = evaluate(tiny_model, tokenizer, "milora_math", data_dir=tmp_path, max_gen_toks=8)
+    scores = [record["scores"] for record in result["completions"]["milora_math"]]
+    assert [s["exact_match,clean"] for s in scores] == [1, 0, 0, 1]
+    assert [s["exact_match,compat"] for s in scores] == [1, 1, 0, 0]
+    assert _score(result, "milora_math", "exact_match", "clean")["value"] == 0.5
 
 
 def test_group_is_the_unweighted_mean(tiny_model, tokenizer, tmp_path, monkeypatch):

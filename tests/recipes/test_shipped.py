@@ -6,14 +6,16 @@ import shlex
 
 import pytest
 
+from milora.models.targets import is_target
 from milora.recipes import Recipe, load_recipe, recipes
 from milora.recipes.keys import MethodKeys, TrainingKeys
 from milora.recipes.load import read
 
-PRESETS = ["llm-adapters-commonsense", "llm-adapters-math", "pissa-math"]
+PRESETS = ["llava-1.5-visual", "llm-adapters-commonsense", "llm-adapters-math", "pissa-math"]
 TWINS = {
     "llm-adapters-commonsense-smollm2": "llm-adapters-commonsense",
     "llm-adapters-gsm8k-smollm2": "llm-adapters-math",
+    "llava-1.5-visual-smollm2": "llava-1.5-visual",
 }
 NO_SOURCE = {"name", "description", "sources", "output_dir", "method"}
 
@@ -80,11 +82,23 @@ def test_values_of_table_8():
 
 @pytest.mark.parametrize(("name", "rows"), [("commonsense", 170_420 - 120), ("gsm8k", 395_000)])
 def test_a_twin_states_the_presets_number_of_steps(name, rows):
-    preset = load_recipe({"commonsense": PRESETS[0], "gsm8k": PRESETS[1]}[name])
+    preset = load_recipe({"commonsense": PRESETS[1], "gsm8k": PRESETS[2]}[name])
     batch = preset.per_device_train_batch_size * preset.gradient_accumulation_steps
     steps = f"{math.ceil(rows / batch) * int(preset.num_train_epochs):,}"
     text = recipes()[f"llm-adapters-{name}-smollm2"].read_text()
     assert text.count(steps) == 3
+
+
+def test_values_of_llava():
+    recipe = load_recipe("llava-1.5-visual")
+    assert (recipe.lora_r, recipe.lora_alpha, recipe.lora_dropout) == (128, 128, 0.05)
+    assert load_recipe("llava-1.5-visual", {"method": "lora"}).lora_alpha == 256
+    assert (recipe.learning_rate, recipe.modules_to_save_learning_rate) == (2e-4, 2e-5)
+    assert recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps * 4 == 128
+    assert (recipe.lr_scheduler_type, recipe.warmup_steps, recipe.max_length) == ("cosine", 0.03, 2048)
+    names = ["model.language_model.layers.0.self_attn.q_proj", "model.language_model.layers.31.mlp.down_proj"]
+    others = ["lm_head", "model.multi_modal_projector.linear_1", "model.vision_tower.encoder.layers.0.self_attn.q_proj"]
+    assert [n for n in names + others if is_target(recipe.target_modules, n)] == names
 
 
 def test_values_of_table_9():

@@ -42,8 +42,8 @@ def test_overwrite_deletes_what_a_run_wrote_and_no_more(tmp_path: Path):
     folder = tmp_path / "run"
     RunFolder(folder).create(recipe(folder))
     written = ["metrics.jsonl", "adapter/w.safetensors", "checkpoint-10/w", "eval/results.json", "forgetting.json",
-               "adapter_model.safetensors", "adapter_config.json", "README.md", "provenance.json", "runs/x/e",
-               "model/config.json"]  # fmt: skip
+               "analysis.json", "adapter_model.safetensors", "adapter_config.json", "README.md", "provenance.json",
+               "runs/x/e", "model/config.json"]  # fmt: skip
     others = ["notes.txt", "checkpoints.txt", "mine/adapter/w"]
     for name in written + others:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -68,6 +68,7 @@ def test_any_two_methods_are_matched(settings, weights, full, method, match, own
     assert written["resolved"] == pytest.approx(1e-3 * other / mine, rel=0.1 if method == "lora" else 1e-5)
 
 
+@pytest.mark.slow
 def test_first_steps_are_as_long_as_those_matched(settings, tmp_path):
     moved = {}
     constant = {"lr_scheduler_type": "constant", "lora_dropout": 0.0, "max_steps": 2}
@@ -89,17 +90,17 @@ def change(run: RunFolder) -> float:
 
 
 def test_a_run_that_goes_on_keeps_its_rate(settings, tmp_path):
-    settings |= {"learning_rate": MATCH, "save_strategy": "steps", "save_steps": 3, "lora_dropout": 0.0}
+    settings |= {"learning_rate": MATCH, "save_strategy": "steps", "save_steps": 1, "max_steps": 2}
     whole = train(Recipe(**settings | {"output_dir": str(tmp_path / "whole")}))
     part = train(Recipe(**settings))
-    (part.path / "checkpoint-6" / "trainer_state.json").unlink()
+    (part.path / "checkpoint-2" / "trainer_state.json").unlink()
     # A rate that was resolved on another machine may differ in its last bits: it is the run's all the same.
     record = part.provenance()
     record["learning_rate"]["resolved"] *= 1 + 1e-12
     part.write_provenance(record)
     again = train(Recipe(**settings), resume=True)
     assert again.provenance()["learning_rate"] == record["learning_rate"]
-    assert rates(again)[:3] == rates(whole)[:3] and len(rates(again)) == 6
+    assert rates(again) == rates(whole) and len(rates(again)) == 2
     with pytest.raises(MiloraError, match="another recipe: learning_rate was"):
         train(Recipe(**settings | {"learning_rate": MATCH | {"at": 1e-3}}), resume=True)
 

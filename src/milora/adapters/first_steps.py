@@ -32,15 +32,19 @@ from milora.models.targets import matching_pattern
 Shape = tuple[int, int]  # (out, in)
 
 
-def adapted_layers(model: nn.Module) -> dict[str, BaseTunerLayer]:
+def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The adapted linear layers of an adapted model, by the base model's own names."""
-    found: dict[str, BaseTunerLayer] = {}
+    found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        ours = isinstance(module, SpectralLinear) and not isinstance(module, SpectralEmbedding)
-        theirs = isinstance(module, LoraLayer) and not isinstance(module, AdaLoraLayer) and len(module.lora_A) > 0
-        if (ours or theirs) and is_linear(module):
-            found[name.removeprefix(INSIDE)] = cast(BaseTunerLayer, module)
+        if _is_predicted(module) and is_linear(module):
+            found[name.removeprefix(INSIDE)] = module
     return found
+
+
+def _is_predicted(module: nn.Module) -> bool:
+    if isinstance(module, LoraLayer):
+        return not isinstance(module, AdaLoraLayer) and len(module.lora_A) > 0
+    return isinstance(module, SpectralLinear) and not isinstance(module, SpectralEmbedding)
 
 
 def adapter_steps(model: nn.Module, adapter: str = "default") -> dict[str, float]:
@@ -122,7 +126,8 @@ def _step(
         assert step is not None, "as_published is refused before"
         return step
     assert isinstance(config, LoraConfig)
-    r = config.rank_pattern.get(matching_pattern(config.rank_pattern, name) or "", config.r)
+    ranks = config.rank_pattern or {}
+    r = ranks.get(matching_pattern(ranks, name) or "", config.r)
     return lora_step(shape, r, lora_scale(config, name), config.use_dora)
 
 
@@ -135,6 +140,7 @@ def layer_steps(layers: Mapping[str, nn.Module], settings: Mapping[str, Any]) ->
         settings: see `method_steps`.
     """
     bases = {n: layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer for n, layer in layers.items()}
+    sizes = {n: features(base) for n, base in bases.items()}  # (in, out)
     store = default_store()
 
     def factors(name: str, config: SpectralConfig) -> Factors:
@@ -142,7 +148,7 @@ def layer_steps(layers: Mapping[str, nn.Module], settings: Mapping[str, Any]) ->
         with base_weight(layers[name] if adapted else bases[name]) as W:
             return layer_factors(W, config, name, store)
 
-    return method_steps(settings, {n: features(base)[::-1] for n, base in bases.items()}, factors)
+    return method_steps(settings, {n: (out, in_) for n, (in_, out) in sizes.items()}, factors)
 
 
 def ratio_settings(config: Any, method: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from milora.adapters.quantised import base_of, read_weight
 from milora.errors import MiloraError
 from milora.methods import get_method
 from milora.models.changes import Changes, at_least_float32
+from milora.models.quantised import quantization_of
 from milora.models.weights import LinearWeight, linear_weights
 
 
@@ -139,7 +140,7 @@ def _weight(layer: Any) -> Tensor:  # (out, in)
 
 def _merged(module: str, layer: Any, names: list[str]) -> Tensor:  # (out, in), float64
     """What PEFT makes of the base weight, in float64."""
-    if not is_linear(layer):
+    if quantization_of(base_of(layer)) is not None:
         raise MiloraError(f"{module}: {type(layer).__name__} on a quantised weight, allowed there: plain LoRA")
     own = copy.deepcopy(layer).double()
     try:

@@ -11,8 +11,9 @@ from milora.adapters.attach import load_adapter
 from milora.adapters.export import check_free
 from milora.adapters.merge_shards import MAX_SHARD_SIZE, NotStreamable, merge_shards
 from milora.adapters.tied import check_not_tied
+from milora.errors import MiloraError
 from milora.models.atomic import replacing
-from milora.models.load import load_model, load_tokenizer
+from milora.models.load import load_model, load_processor, load_tokenizer
 
 
 def merge(
@@ -23,8 +24,11 @@ def merge(
     max_shard_size: str = MAX_SHARD_SIZE,
     overwrite: bool = False,
     force: bool = False,
+    onto: str | Path | None = None,
 ) -> tuple[Path, str]:
     """Write the merged model: shard by shard, or in memory where that is the only way.
+
+    With `onto` the change that was trained on the base is added to that model's weights, shard by shard alone.
 
     Returns:
         `output`, and why it was made in memory, or nothing.
@@ -34,10 +38,13 @@ def merge(
     """
     try:
         written = merge_shards(
-            adapter, model_name_or_path, output, max_shard_size=max_shard_size, overwrite=overwrite, force=force
-        )
+            adapter, model_name_or_path, output, max_shard_size=max_shard_size, overwrite=overwrite, force=force,
+            onto=onto,
+        )  # fmt: skip
         return written, ""
     except NotStreamable as reason:
+        if onto is not None:
+            raise MiloraError(f"--onto: {reason}; allowed changes that are a sum on the weights") from reason
         return merge_adapter(adapter, model_name_or_path, output, overwrite=overwrite, force=force), str(reason)
 
 
@@ -73,5 +80,5 @@ def merge_adapter(
     merged = model.merge_and_unload(safe_merge=True)
     with replacing(target) as temporary:
         merged.save_pretrained(temporary)
-        load_tokenizer(model_name_or_path).save_pretrained(temporary)
+        (load_processor(model_name_or_path) or load_tokenizer(model_name_or_path)).save_pretrained(temporary)
     return target

@@ -28,7 +28,7 @@ from milora.adapters.quantised import base_of
 from milora.adapters.tied import check_not_tied
 from milora.errors import MiloraError
 from milora.models.atomic import replacing
-from milora.models.load import load_model, load_tokenizer
+from milora.models.load import load_model, load_processor, load_tokenizer
 from milora.models.quantised import QUANTIZATIONS, dequantised, quantization_of
 
 TOKENS = 512
@@ -130,7 +130,7 @@ def merge_quantised(
     merged: Any = model.unload()
     with replacing(target) as temporary:
         merged.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        (load_processor(model_name_or_path) or tokenizer).save_pretrained(temporary)
     return measured(cost, merged)
 
 

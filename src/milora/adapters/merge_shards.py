@@ -3,6 +3,11 @@
 The base checkpoint's tensors are read one by one under their own names, and to those that the adapter changes its delta
 is added in float32 and cast once: the values that `merge_adapter` writes. What a model joins, cuts or shares when it
 loads is not one tensor of the checkpoint, and is refused before anything is written.
+
+The deltas may go onto another model of the same shapes than the one that the adapter was trained on, as MiCA (arXiv
+2604.01694) transfers what a base model has learnt to its instruct model:
+
+    W = W_instruct + (W_tuned - W_base) = W_instruct + delta
 """
 
 from __future__ import annotations
@@ -58,6 +63,7 @@ def merge_shards(
     max_shard_size: str = MAX_SHARD_SIZE,
     overwrite: bool = False,
     force: bool = False,
+    onto: str | Path | None = None,
 ) -> Path:
     """Write the base checkpoint with an adapter merged into it, shard by shard.
 
@@ -68,6 +74,7 @@ def merge_shards(
         max_shard_size: of one file of weights, e.g. "5GB"; the peak of memory is one shard and one delta.
         overwrite: replace the folder if it stands.
         force: merge also into a base with another fingerprint.
+        onto: another model of the same shapes, which is written with the change in place of the base.
 
     Returns:
         `output`.
@@ -80,18 +87,36 @@ def merge_shards(
     target = Path(output).expanduser()
     check_free(target, overwrite)
     file = _adapter(adapter, model_name_or_path)
-    folder, gguf_file = locate(model_name_or_path)
-    if gguf_file is not None:
-        raise NotStreamable(f"{folder / gguf_file} is a GGUF file")
+    if onto is not None:
+        _check_transfer(file, model_name_or_path, force)
+    folder = _folder(model_name_or_path if onto is None else onto)
     plan = _plan(file, folder)
     shards = Shards(plan.tensors, max_shard_size)
     digests: dict[str, Digest] = {}
     with replacing(target) as temporary:
         temporary.mkdir()
         shards.write(temporary, lambda key: _value(plan, file, key, digests))
-        _check_base(file, plan, digests, force)
+        if onto is None:
+            _check_base(file, plan, digests, force)
         copy_beside(folder, temporary)
     return target
+
+
+def _folder(model_name_or_path: str | Path) -> Path:
+    folder, gguf_file = locate(model_name_or_path)
+    if gguf_file is not None:
+        raise NotStreamable(f"{folder / gguf_file} is a GGUF file")
+    return folder
+
+
+def _check_transfer(file: AdapterFile, base: str | Path, force: bool) -> None:
+    """What goes onto another model is a change alone, and that of this base."""
+    if file.others:
+        raise MiloraError(f"--onto: the adapter holds {file.others[0]} whole, allowed changes of linear layers alone")
+    plan, digests = _plan(file, _folder(base)), {}
+    for key in plan.adapted:
+        _value(plan, file, key, digests)
+    _check_base(file, plan, digests, force)
 
 
 def _adapter(adapter: str | Path, base: str | Path) -> AdapterFile:

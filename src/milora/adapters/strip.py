@@ -16,14 +16,14 @@ def strip(model: nn.Module) -> None:
         model: the base model inside a PeftModel, or one that was adapted in part.
     """
     inside = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-    adapted = [(name, module) for name, module in model.named_modules() if isinstance(module, inside)]
+    adapted = [name for name, module in model.named_modules() if isinstance(module, inside)]
     outer: list[str] = []
-    for name, module in adapted:
+    for name in adapted:
         if any(name.startswith(f"{above}.") for above in outer):
             continue  # a layer inside an adapted one goes with it
         outer.append(name)
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, _base_of(module))
+        setattr(model.get_submodule(parent), child, _base_of(model.get_submodule(name)))
     if hasattr(model, "peft_config"):
         del model.peft_config
 

@@ -7,7 +7,8 @@ training and other runs on the same base find them too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -23,7 +24,7 @@ from milora.analysis.update_spectrum import decompose, effective_rank
 from milora.decompositions import Store, default_store
 from milora.decompositions.store import StoredDecomposition
 from milora.errors import MiloraError
-from milora.linalg import Decomposition
+from milora.linalg import SVD, Decomposition
 from milora.linalg.arithmetic import exact
 
 DEFAULT_R = 32
@@ -54,14 +55,14 @@ def analyse(
     Raises:
         MiloraError: r below 1, NaN or Inf in a weight or a change, shapes that differ, no module at all.
     """
-    r = r if r is not None else getattr(changes, "r", None) or DEFAULT_R
-    if r < 1:
-        raise MiloraError(f"r: got {r}, allowed 1 or more")
-    total = len(changes) if isinstance(changes, Sequence) or hasattr(changes, "__len__") else 0  # pyright: ignore
+    rank: int = (getattr(changes, "r", None) or DEFAULT_R) if r is None else r
+    if rank < 1:
+        raise MiloraError(f"r: got {rank}, allowed 1 or more")
+    total = len(changes) if isinstance(changes, Sized) else 0
     store = default_store()
     modules: list[dict[str, Any]] = []
     for change in changes:
-        modules.append(_measured(*change, r, seed, store, device))
+        modules.append(_measured(*change, rank, seed, store, device))
         # While the next one is read, nothing of this one may be held.
         del change
         if progress is not None:
@@ -71,7 +72,7 @@ def analyse(
     types = module_types([record["module"] for record in modules])
     for record in modules:
         record["type"] = types[record["module"]]
-    settings = {"r": r, "seed": seed, "against": "base", "intruder_dimensions": {"k": K, "epsilon": EPSILON}}
+    settings = {"r": rank, "seed": seed, "against": "base", "intruder_dimensions": {"k": K, "epsilon": EPSILON}}
     return {**settings, "modules": modules, "summary": summary(modules)}
 
 
@@ -115,8 +116,11 @@ def measure(
     """
     r = min(r, *W.shape)
     parts = Decomposition(W) if store is None else StoredDecomposition(W, store, module)
-    of_W = {"top": parts.top(r), "bottom": parts.bottom(r),
-            "random": parts.take(random_indices(len(parts), r, module, seed))}  # fmt: skip
+    of_W = {
+        "top": _in_rows(parts.top(r)),
+        "bottom": _in_rows(parts.bottom(r)),
+        "random": _in_rows(parts.take(random_indices(len(parts), r, module, seed))),
+    }
     update = decompose(dW, r, W.dtype)
     return {
         "module": module,
@@ -131,6 +135,11 @@ def measure(
         "effective_rank": effective_rank(update.S),
         "intruders": intruder_dimensions(W, dW, known=of_W["top"].U),
     }
+
+
+def _in_rows(part: SVD) -> SVD:
+    # What was just computed lies in columns, what was read in rows, and products of them differ in the last bit.
+    return replace(part, U=part.U.contiguous(), Vh=part.Vh.contiguous())
 
 
 def summary(modules: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

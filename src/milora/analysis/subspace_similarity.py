@@ -50,4 +50,5 @@ def random_indices(k: int, r: int, module: str, seed: int) -> Tensor:  # (r,) ri
 
 def generator(module: str, seed: int) -> torch.Generator:
     """A generator of a module's own, on the CPU, so that the order of the modules does not matter."""
-    return torch.Generator().manual_seed((seed << 32) ^ zlib.crc32(module.encode()))
+    # Of a seed, torch's CPU generator takes the lowest 32 bits alone.
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{module}".encode()))

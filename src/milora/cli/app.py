@@ -25,10 +25,13 @@ from milora.cli import (
     export,
     forgetting,
     importing,
+    judge,
     merge,
     methods,
     recipes,
+    report,
     rescale,
+    retention,
     spectrum,
     train,
 )
@@ -49,8 +52,10 @@ app = typer.Typer(
 app.command("train", **train.SETTINGS)(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
+app.command("judge")(judge.judge)
 app.command("forgetting")(forgetting.forgetting)
 app.command("analyse")(analyse.analyse)
+app.command("retention")(retention.retention)
 app.command("export")(export.export)
 app.command("merge")(merge.merge)
 app.command("import")(importing.import_)
@@ -59,6 +64,7 @@ app.command("decompose")(decompose.decompose)
 app.command("spectrum")(spectrum.spectrum)
 app.command("methods")(methods.methods)
 app.command("rescale")(rescale.rescale)
+app.command("report")(report.report)
 app.add_typer(recipes.app, name="recipes")
 app.command("demo")(demo.demo)
 app.add_typer(cache.app, name="cache")

@@ -45,7 +45,17 @@ def evaluate(
     apply_chat_template: Annotated[
         bool, typer.Option("--apply_chat_template", "--apply-chat-template", help="Wrap each prompt in it.")
     ] = False,
+    max_length: Annotated[
+        int | None, typer.Option("--max_length", "--max-length", help="Context in tokens, under the model's own.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of sampling and of the choice of examples.")] = 0,
+    task_seed: Annotated[
+        int | None, typer.Option("--task_seed", "--task-seed", help="Draws the order of a book question's choices.")
+    ] = None,
+    task_settings: Annotated[
+        str | None,
+        typer.Option("--task_settings", "--task-settings", help="Its own, e.g. prompt_template=alpaca."),
+    ] = None,
     model_name_or_path: AdapterBase = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -65,6 +75,7 @@ def evaluate(
         "limit": _whole(limit), "batch_size": batch_size, "data_dir": data_dir, "num_fewshot": num_fewshot,
         "max_gen_toks": max_gen_toks, "apply_chat_template": apply_chat_template, "seed": seed,
         "gen_kwargs": _pairs(gen_kwargs), "include_path": include_path,
+        "task_seed": task_seed, "max_length": max_length, "task_settings": _pairs(task_settings, "--task_settings"),
     }  # fmt: skip
     names, settings = _with_recipe(run_or_model, tasks, settings)
     _refuse_existing(run_or_model, names, output, overwrite)
@@ -102,11 +113,12 @@ def _refuse_existing(path: str, names: list[str], output: Path | None, overwrite
 def _evaluate(tuned: Any, names: list[str], run: Any, overwrite: bool, settings: dict[str, Any]) -> dict[str, Any]:
     from milora import evaluation
 
+    tokenizer = tuned.processor or tuned.tokenizer
     if not tuned.has_base:
-        return evaluation.evaluate(tuned.model, tuned.tokenizer, names, **settings)
+        return evaluation.evaluate(tuned.model, tokenizer, names, **settings)
     return evaluation.evaluate_base_and_tuned(
         tuned.model,
-        tuned.tokenizer,
+        tokenizer,
         names,
         base_model=tuned.base_model,
         run_folder=run and run.path,
@@ -161,7 +173,7 @@ def _with_recipe(path: str, tasks: str | None, settings: dict[str, Any]) -> tupl
     return names, given
 
 
-def _pairs(text: str | None) -> dict[str, Any] | None:
+def _pairs(text: str | None, flag: str = "--gen_kwargs") -> dict[str, Any] | None:
     """`a=1,b=true` as YAML values by name."""
     import yaml
 
@@ -172,7 +184,7 @@ def _pairs(text: str | None) -> dict[str, Any] | None:
     named = [pair.partition("=") for pair in text.split(",")]
     wrong = [name for name, equals, _ in named if not equals or not name.isidentifier()]
     if wrong:
-        raise MiloraError(f"--gen_kwargs: got {wrong[0]!r}, allowed name=value pairs with commas")
+        raise MiloraError(f"{flag}: got {wrong[0]!r}, allowed name=value pairs with commas")
     return {name: yaml.safe_load(value) for name, _, value in named}
 
 

@@ -28,16 +28,25 @@ def merge(
     text: Annotated[
         Path | None, typer.Option("--text", help="A text on which the logits' change is measured, quantised bases.")
     ] = None,
+    onto: Annotated[
+        str | None,
+        typer.Option(
+            "--onto", help="Add the change to this model's weights in place of the base's: its instruct model."
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Add an adapter into the base model's weights (in float32, cast once) and write the whole model.
 
     An adapter of a quantised base is merged into the quantised base and quantised again; what that costs is printed.
+    With --onto, what the base model has learnt goes to another model of its shapes: W = W_onto + (W_tuned - W_base).
     """
     from milora.adapters import merge_quantised
     from milora.analysis.texts import read_text
     from milora.runs.tuned import quantised_base
 
+    if onto is not None:
+        return _onto(context.obj, adapter, model_name_or_path, onto, output, max_shard_size, overwrite, force)
     quantization, dtype = quantised_base(adapter)
     if quantization is None or (high_precision and text is None):
         return export(
@@ -58,6 +67,28 @@ def merge(
     )
     record = {"output": str(output), "quantization": None if high_precision else quantization, "cost": cost.as_dict()}
     show.result(record, "\n".join(_report(output, quantization, high_precision, cost)), essence=str(output))
+
+
+def _onto(
+    show: Output, adapter: Path, base: str, onto: str, output: Path, max_shard_size: str, overwrite: bool, force: bool
+) -> None:
+    from milora.adapters.merge import merge as write
+    from milora.errors import MiloraError
+    from milora.runs.tuned import quantised_base
+
+    if quantised_base(adapter)[0] is not None:
+        raise MiloraError("--onto: got an adapter of a quantised base, allowed one of high-precision weights")
+    written, _ = write(
+        adapter_folder(adapter),
+        base,
+        output,
+        max_shard_size=max_shard_size,
+        overwrite=overwrite,
+        force=force,
+        onto=onto,
+    )
+    record = {"output": str(written), "base": base, "onto": onto}
+    show.result(record, f"{written}: {onto} with what was trained on {base}", essence=str(written))
 
 
 def _report(output: Path, quantization: str, high_precision: bool, cost: Any) -> list[str]:

@@ -130,15 +130,11 @@ def _counts(model_name_or_path: str, r: int, target_modules: str) -> dict[str, i
 
 def _empty_model(model_name_or_path: str) -> Any:
     """The model's layers with their shapes and without weights: its configuration is all that is read."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     from milora.errors import MiloraError
+    from milora.models.load import empty_model
 
     try:
-        config = AutoConfig.from_pretrained(model_name_or_path)
-    except (OSError, ValueError) as error:
+        return empty_model(model_name_or_path)
+    except (MiloraError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise MiloraError(f"model_name_or_path: got {model_name_or_path!r}: {reason}") from error
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)

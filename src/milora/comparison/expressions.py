@@ -18,7 +18,7 @@ from milora.errors import MiloraError
 OPERATORS: dict[type[Any], Callable[[float, float], float]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
 }  # fmt: skip
-FUNCTIONS: dict[str, Any] = {"abs": abs, "min": min, "max": max}
+FUNCTIONS: dict[str, Callable[..., Any]] = {"abs": abs, "min": min, "max": max}
 
 # (metric, arm, module type or None, step or None) -> its value, or None where it was not measured.
 Lookup = Callable[[str, str, str | None, int | None], float | None]

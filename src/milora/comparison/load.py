@@ -89,9 +89,16 @@ def dump(grid: Grid) -> str:
 
 
 def shared_keys(grid: Grid) -> dict[str, Any]:
-    """The recipe keys that all runs share: those of `recipe`, `base` over them."""
-    keys = {**(read_recipe(grid.recipe) if grid.recipe else {}), **copy.deepcopy(grid.base)}
-    return {name: value for name, value in keys.items() if name not in FOLLOWING}
+    """The recipe keys that all runs share: those of `recipe`, `base` over them, with the sources of both.
+
+    A recipe's own checkpoints and validation stay where the grid measures the end alone, so that a recipe which ends
+    with its best checkpoint does so here.
+    """
+    below, over = read_recipe(grid.recipe) if grid.recipe else {}, copy.deepcopy(grid.base)
+    keys = {**below, **over}
+    if "sources" in keys:
+        keys["sources"] = {**below.get("sources", {}), **over.get("sources", {})}
+    return {name: value for name, value in keys.items() if name not in FOLLOWING or not grid.measure.at}
 
 
 def _read(path_or_name: str | Path) -> dict[str, Any]:

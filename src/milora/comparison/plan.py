@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from milora.comparison.grid import Arm, Grid, Variant
+from milora.comparison.grid import FOLLOWING, Arm, Grid, Variant
 from milora.comparison.load import check_recipes, shared_keys
 from milora.errors import MiloraError
 from milora.recipes.keys import MatchedRate
@@ -149,7 +149,8 @@ def _jobs(
         if cell.r is not None:
             keys[name]["lora_r"] = cell.r
         if folder == SELECTION:
-            keys[name] |= {"max_steps": grid.selection.max_steps, "save_strategy": "no", "save_steps": None}
+            keys[name] |= {**dict.fromkeys(FOLLOWING), "save_strategy": "no", "eval_strategy": "no"}
+            keys[name] |= {"max_steps": grid.selection.max_steps, "load_best_model_at_end": False}
     recipes = check_recipes(keys.items())
     return [
         Job(f"{folder}/{name}", cell, rate, seed, recipes[name], measured) for name, (cell, rate, seed) in where.items()

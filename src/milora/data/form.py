@@ -5,10 +5,12 @@ An example is what TRL's SFTTrainer takes, one of
     {"prompt": str, "completion": str}
     {"messages": [{"role": str, "content": str}, ...]}
     {"text": str}
+    {"prompts": [str, ...], "completions": [str, ...], "image": str | None}
 
 Neither prompt nor completion holds the end-of-sequence token: the trainer appends the tokeniser's to the
 completion (or to the text), so that one data set serves every tokeniser. `completion` is appended to
-`prompt` directly, with nothing between them.
+`prompt` directly, with nothing between them. `prompts` and `completions` are the rounds of a conversation, each
+completion closed as one alone is; `image` is the path of the picture that it is about, in a folder named beside it.
 """
 
 from __future__ import annotations

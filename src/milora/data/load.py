@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from milora.data.files import read_rows
 from milora.data.form import EmptyError, Example, Format, RowError, Turn
 from milora.data.formats import FORMATS
+from milora.data.pictures import check_picture, picture_folder
 from milora.errors import MiloraError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def load_examples(
     limit: int | None = None,
     seed: int = 0,
     empty_rows: str = "error",
+    image_folder: str | Path | None = None,
 ) -> Dataset:
     """The examples of a data set in TRL's prompt/completion, messages or text form.
 
@@ -41,11 +43,12 @@ def load_examples(
         limit: take this many rows, drawn with `seed` and kept in the data set's order; None takes all.
         empty_rows: "error" or "drop": what a row with an empty prompt, answer or text does. Stanford Alpaca
             has a few.
+        image_folder: the folder that the rows' pictures lie in; None is the data set's own.
 
     Raises:
         MiloraError: an empty data set, an unknown format or template, or a row (numbered from 1) without a
-            needed field, with a wrong type or with an empty answer. All rows are checked, also those that
-            `limit` leaves out.
+            needed field, with a wrong type, with an empty answer or with a picture that cannot be read. All rows
+            are checked, also those that `limit` leaves out.
     """
     from datasets import Dataset
 
@@ -58,7 +61,8 @@ def load_examples(
         raise MiloraError(f"dataset_limit: got {limit}, allowed 1 or more")
     form = _format(format, rows[0], dataset)
     template = _template(template, form)
-    examples = _examples(rows, form, template, dataset, drop_empty=empty_rows == "drop")
+    pictures = picture_folder(dataset, image_folder)
+    examples = _examples(rows, form, template, dataset, pictures, drop_empty=empty_rows == "drop")
     if not examples:
         raise MiloraError(f"data set {dataset}: all {len(rows)} rows are empty")
     if limit is not None and limit < len(examples):
@@ -68,12 +72,15 @@ def load_examples(
 
 
 def _examples(
-    rows: Sequence[Any], form: Format, template: str, dataset: str | Path, *, drop_empty: bool
+    rows: Sequence[Any], form: Format, template: str, dataset: str | Path, pictures: Path, *, drop_empty: bool
 ) -> list[Example]:
     examples: list[Example] = []
     for number, row in enumerate(rows, 1):
         try:
-            examples.append(_example(row, form, template))
+            example = _example(row, form, template)
+            if example.get("image"):
+                check_picture(pictures, example["image"])
+            examples.append(example)
         except RowError as error:
             if drop_empty and isinstance(error, EmptyError):
                 continue

@@ -29,6 +29,12 @@ def split_validation(dataset: Dataset, val_set_size: int | float, seed: int) -> 
 
     Raises:
         MiloraError: the size is negative, a share of 1 or more, or leaves no row to train on.
+
+    Examples:
+        >>> from datasets import Dataset
+        >>> rows = Dataset.from_list([{"text": str(i)} for i in range(10)])
+        >>> [len(part) for part in split_validation(rows, 0.25, seed=42)]
+        [7, 3]
     """
     if not val_set_size:
         return dataset, None

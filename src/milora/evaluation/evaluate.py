@@ -36,15 +36,18 @@ def evaluate(
     num_fewshot: int | None = None,
     gen_kwargs: Mapping[str, Any] | None = None,
     max_gen_toks: int | None = None,
+    max_length: int | None = None,
     apply_chat_template: bool = False,
     seed: int = 0,
+    task_seed: int | None = None,
+    task_settings: Mapping[str, Any] | None = None,
     progress: "Progress | None" = None,
 ) -> dict[str, Any]:
     """Scores and completions of a model on tasks.
 
     Args:
         model: a built PreTrainedModel or PeftModel, on its device.
-        tokenizer: its tokenizer.
+        tokenizer: its tokenizer; the processor of an image-text model, for tasks that show pictures.
         tasks: names of tasks or groups.
         limit: the first so many rows of each task, or a share of them below 1; None for all.
         batch_size: requests a forward pass.
@@ -53,8 +56,13 @@ def evaluate(
         num_fewshot: examples before the question, where the task does not fix their number.
         gen_kwargs: generation settings over the task's own; ``{"num_beams": 4}`` is LLM-Adapters' search.
         max_gen_toks: at most so many new tokens, over the task's own number.
+        max_length: the context in tokens, below the model's own: prompts are cut to it, and the windows of
+            rolling perplexities are so long.
         apply_chat_template: wrap each prompt in the tokenizer's chat template.
         seed: of Python's, numpy's and torch's generators and of the few-shot choice.
+        task_seed: what a task draws its rows with: the order of the choices of ``milora_book_mcq``, which is the
+            file's where this is None.
+        task_settings: further settings that a task takes, as the harness's ``--metadata``, by name.
         progress: called with (kind of request, done, all).
 
     Returns:
@@ -71,11 +79,11 @@ def evaluate(
     settings = _check_settings(names, limit, batch_size, apply_chat_template, tokenizer)
     overrides = dict(gen_kwargs or {}) | ({"max_gen_toks": max_gen_toks} if max_gen_toks is not None else {})
     settings |= {"num_fewshot": num_fewshot, "gen_kwargs": overrides, "seed": seed}
+    settings |= {"task_seed": task_seed, "max_length": _checked_length(model, max_length)}
+    settings |= {"task_settings": dict(task_settings or {})}
     with _quiet_harness(), _seeded(seed), _mode_kept(model):
-        loaded = _load_tasks(names, data_dir, include_path)
-        from milora.evaluation.language_model import BuiltModel
-
-        lm = BuiltModel(model, tokenizer, batch_size=batch_size, progress=progress)
+        loaded = _load_tasks(names, include_path, _metadata(data_dir, task_seed, task_settings))
+        lm = _harness_model(model, tokenizer, batch_size=batch_size, max_length=max_length, progress=progress)
         for name, task in loaded["tasks"].items():
             _configure(name, task, overrides, num_fewshot, seed, lm)
         output = _run(lm, loaded, limit, apply_chat_template)
@@ -94,7 +102,8 @@ def task_names(tasks: str | Sequence[str], *, data_dir: Any = None, include_path
         MiloraError: as :func:`evaluate`.
     """
     with _quiet_harness():
-        loaded = _load_tasks([tasks] if isinstance(tasks, str) else list(tasks), data_dir, include_path)
+        names = [tasks] if isinstance(tasks, str) else list(tasks)
+        loaded = _load_tasks(names, include_path, _metadata(data_dir, None, None))
     return {*loaded["groups"], *loaded["tasks"]}
 
 
@@ -117,11 +126,22 @@ def _check_settings(
     }
 
 
-def _load_tasks(names: list[str], data_dir: Any, include_path: Any) -> dict[str, Any]:
+def _checked_length(model: Any, max_length: int | None) -> int | None:
+    context = getattr(model.config, "max_position_embeddings", None)
+    if max_length is not None and (max_length < 2 or (context is not None and max_length > context)):
+        raise MiloraError(f"max_length: got {max_length}, allowed: 2 to {context or 'any'} (the model's context)")
+    return max_length
+
+
+def _metadata(data_dir: Any, task_seed: int | None, task_settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    given = {"data_dir": os.fspath(data_dir) if data_dir else None, "task_seed": task_seed}
+    return {name: value for name, value in given.items() if value is not None} | dict(task_settings or {})
+
+
+def _load_tasks(names: list[str], include_path: Any, metadata: dict[str, Any]) -> dict[str, Any]:
     from datasets.exceptions import DatasetsError
     from lm_eval.tasks import TaskManager
 
-    metadata = {"data_dir": os.fspath(data_dir)} if data_dir else None
     own = [str(folder())] + ([os.fspath(include_path)] if include_path else [])
     # The harness's own index takes seconds to build, so it is read only for a name that may be there.
     manager = TaskManager(include_path=own, include_defaults=False, metadata=metadata)
@@ -144,9 +164,19 @@ def _load_tasks(names: list[str], data_dir: Any, include_path: Any) -> dict[str,
         raise MiloraError(f"tasks: {', '.join(names)} cannot be loaded ({line})") from error
 
 
+def _harness_model(model: Any, tokenizer: Any, **settings: Any) -> Any:
+    from milora.evaluation.language_model import BuiltModel
+    from milora.evaluation.picture_model import PictureModel
+
+    kind = PictureModel if hasattr(tokenizer, "image_processor") else BuiltModel
+    return kind(model, tokenizer, **settings)
+
+
 def _configure(name: str, task: Any, overrides: dict[str, Any], num_fewshot: int | None, seed: int, lm: Any) -> None:
     from milora.evaluation.language_model import new_tokens
 
+    if getattr(task, "MULTIMODAL", False) and not getattr(lm, "MULTIMODAL", False):
+        raise MiloraError(f"tasks: {name} shows pictures, the model takes none; allowed an image-text model")
     if task.get_config("output_type") == "generate_until":
         if overrides:
             task.set_config(key="generation_kwargs", value=overrides, update=True)

@@ -6,6 +6,8 @@ from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 
+from milora.evaluation.spans import TextScore, span_scores
+
 Progress = Callable[[str, int, int], None]  # (kind of request, done, all)
 
 
@@ -18,11 +20,26 @@ class BuiltModel(HFLM):
         model: a PreTrainedModel or a PeftModel.
         tokenizer: its tokenizer.
         batch_size: requests a forward pass.
+        max_length: the context in tokens; None for the model's own.
         progress: called after each request.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int, progress: Progress | None = None):
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32")
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        batch_size: int,
+        max_length: int | None = None,
+        progress: Progress | None = None,
+    ):
+        super().__init__(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            max_length=max_length,
+            softmax_dtype="float32",
+        )
         self._progress = progress
         # Rows whose prompt loses its beginning, because prompt and answer exceed the model's context.
         self.truncated: dict[str, set[int]] = defaultdict(set)
@@ -31,11 +48,20 @@ class BuiltModel(HFLM):
         for request in requests:
             self._note_length(request, "".join(request.args[:2]), room=0)
         self._report("loglikelihood", len(requests))
-        return super().loglikelihood(requests, disable_tqdm=True)
+        counted = [i for i, request in enumerate(requests) if request.doc.get("count_tokens")]
+        others = [request for request in requests if not request.doc.get("count_tokens")]
+        answers = iter(super().loglikelihood(others, disable_tqdm=True) if others else [])
+        pairs = [requests[i].args[:2] for i in counted]
+        scores = dict(zip(counted, span_scores(self, pairs, self._finished), strict=True))
+        return [scores[i] if i in scores else next(answers) for i in range(len(requests))]
+
+    def _finished(self) -> None:
+        self.cache_hook.add_partial("loglikelihood", None, None)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
         self._report("loglikelihood_rolling", len(requests))
-        return super().loglikelihood_rolling(requests, disable_tqdm=True)
+        sums = super().loglikelihood_rolling(requests, disable_tqdm=True)
+        return [TextScore(s, len(self.tok_encode(r.args[0]))) for s, r in zip(sums, requests, strict=True)]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
         for request in requests:
@@ -43,6 +69,10 @@ class BuiltModel(HFLM):
             self._note_length(request, request.args[0], room=room)
         self._report("generate_until", len(requests))
         return super().generate_until(requests, disable_tqdm=True)
+
+    def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, override_bs: int | None = None) -> Any:
+        # A rolling perplexity draws a bar for each of its batches, whatever it is told.
+        return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
 
     def _note_length(self, request: Any, text: str, room: int) -> None:
         if len(self.tok_encode(text)) > self.max_length - room:

@@ -74,6 +74,11 @@ def bottom(W: Tensor, r: int, *, strict: bool = False) -> SVD:  # W (m, n)
 
     Raises:
         MiloraError: W is no matrix, is empty or holds NaN or Inf; a rank it does not have.
+
+    Examples:
+        >>> W = torch.diag(torch.tensor([5.0, 3.0, 1.0]))
+        >>> [round(s, 4) for s in bottom(W, 2).S.tolist()]
+        [3.0, 1.0]
     """
     return _solve(W, "bottom", r, strict=strict)
 

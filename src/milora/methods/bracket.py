@@ -92,34 +92,37 @@ def joined(L0: Tensor, R0: Tensor, dL: Tensor, dR: Tensor) -> tuple[Tensor, Tens
 
 
 class _Pair(torch.autograd.Function):
-    """s [L0 + dL, dL] [dR; R0] x, with no gradient worked out for what is frozen.
+    """s (L dR + dL R0) x, with no gradient worked out for what is frozen and no factor joined or kept.
 
-    With z = s Q x = [z1, z2] and g the gradient of the output:  dL: g^T (z1 + z2),  dR: (s g L)^T x,  x: s g P Q.
-    P and Q are put together again in the backward pass instead of being kept for it.
+    With z1 = dR x, z = z1 + R0 x and g the gradient of the output:
+
+        y = s (L0 z1 + dL z),   dL: s g^T z,   dR: (s g L)^T x,   x: s (g L dR + g dL R0)
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, L0: Tensor, R0: Tensor, dL: Tensor, dR: Tensor, s: float) -> Tensor:
-        P, Q = joined(L0, R0, dL, dR)
-        z = F.linear(x, Q) * s  # (..., 2r)
+        flat = x.reshape(-1, x.shape[-1])
+        z1 = F.linear(flat, dR) * s  # (n, r)
+        z = torch.addmm(z1, flat, R0.T, alpha=s)
         ctx.save_for_backward(x, z, L0, R0, dL, dR)
         ctx.s = s
-        return F.linear(z, P)
+        return torch.addmm(F.linear(z1, L0), z, dL.T).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, z, L0, R0, dL, dR = ctx.saved_tensors
-        r, flat = dL.shape[1], g.reshape(-1, g.shape[-1])
+        x, z, *factors = ctx.saved_tensors
         # Under autocast the products were taken in a lower precision than the factors have.
-        P, Q = (factor.to(g.dtype) for factor in joined(L0, R0, dL, dR))
-        gz = (flat @ P) * ctx.s  # (n, 2r)
+        L0, R0, dL, dR = (factor.to(g.dtype) for factor in factors)
+        s, flat = ctx.s, g.reshape(-1, g.shape[-1])
+        g0 = (flat @ dL) * s  # (n, r)
+        g1 = torch.addmm(g0, flat, L0, alpha=s)
         gx = gdL = gdR = None
         if ctx.needs_input_grad[0]:
-            gx = (gz @ Q).view_as(x).to(x.dtype)
+            gx = torch.addmm(g1 @ dR, g0, R0).view_as(x).to(x.dtype)
         if ctx.needs_input_grad[3]:
-            gdL = (flat.T @ (z[..., :r] + z[..., r:]).reshape(-1, r).to(g.dtype)).to(dL.dtype)
+            gdL = (flat.T @ z.to(g.dtype)).to(factors[2].dtype)
         if ctx.needs_input_grad[4]:
-            gdR = (gz[:, :r].T @ x.reshape(-1, x.shape[-1]).to(g.dtype)).to(dR.dtype)
+            gdR = (g1.T @ x.reshape(-1, x.shape[-1]).to(g.dtype)).to(factors[3].dtype)
         return gx, None, None, gdL, gdR, None
 
 

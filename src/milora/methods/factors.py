@@ -131,7 +131,15 @@ class Method:
         return core.size if self.numbers is None else self.numbers(q, choice)
 
     def count(self, out: int, in_: int, choice: Choice) -> int:
-        """Trainable numbers of one (out, in) weight."""
+        """Trainable numbers of one (out, in) weight.
+
+        Examples:
+            >>> from milora.methods import METHODS
+            >>> METHODS["milora"].count(11008, 4096, Choice(r=16, scale=1.0))
+            241664
+            >>> METHODS["svf"].count(11008, 4096, Choice(r=16, scale=1.0))
+            4096
+        """
         q = self.width(min(out, in_), choice)
         return q * (("L" in self.trains) * out + ("R" in self.trains) * in_) + self.core_numbers(q, choice)
 

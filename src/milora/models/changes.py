@@ -20,7 +20,7 @@ from milora.models.weights import LinearWeight, linear_weights
 
 @dataclass(frozen=True)
 class Changes:
-    """What iterating gives: (module, W, dW) for each module.
+    """What iterating gives: (module, W, dW) for each module. They may be a model's own memory: not to be written to.
 
     Attributes:
         modules: their names, in order.

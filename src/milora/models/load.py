@@ -9,6 +9,8 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -17,6 +19,7 @@ from transformers import (
 
 from milora.errors import MiloraError
 from milora.models.checkpoint import check_checkpoint, is_local
+from milora.models.pictures import takes_pictures
 from milora.models.quantised import dense_parameters, prepare_quantised, quantization_config
 from milora.models.spread import stays_on_cpu, values_elsewhere
 
@@ -32,7 +35,7 @@ def load_model(
     gguf_file: str | None = None,
     quantization: str | None = None,
 ) -> PreTrainedModel:
-    """Load a causal language model, checked.
+    """Load a causal language model, or an image-text model where that is what it is (`takes_pictures`), checked.
 
     Args:
         model_name_or_path: a local folder of safetensors, or a hub name.
@@ -57,7 +60,7 @@ def load_model(
     else:
         arguments["use_safetensors"] = True
     arguments |= _quantised(model_name_or_path, quantization, dtype, device, trust_remote_code)
-    model = _from_pretrained(AutoModelForCausalLM, model_name_or_path, arguments)
+    model = _from_pretrained(_model_class(model_name_or_path), model_name_or_path, arguments)
     if "device_map" not in arguments:
         model = model.to(device)
     prepare_quantised(model)
@@ -80,6 +83,19 @@ def load_tokenizer(
     return tokenizer
 
 
+def load_processor(model_name_or_path: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """The processor of an image-text model: its tokenizer (as `load_tokenizer` gives it) and what makes its pictures
+    ready; None for any other model.
+    """
+    if not takes_pictures(_config_dict(model_name_or_path)):
+        return None
+    processor = _from_pretrained(AutoProcessor, model_name_or_path, {"trust_remote_code": trust_remote_code})
+    if not hasattr(processor, "image_processor"):
+        raise MiloraError(f"model {_source(model_name_or_path)}: has pictures and no processor for them")
+    processor.tokenizer = load_tokenizer(model_name_or_path, trust_remote_code=trust_remote_code)
+    return processor
+
+
 def load_config(
     model_name_or_path: str | Path, *, trust_remote_code: bool = False, gguf_file: str | None = None
 ) -> PreTrainedConfig:
@@ -95,7 +111,8 @@ def empty_model(model_name_or_path: str | Path, *, trust_remote_code: bool = Fal
     """The model's architecture on the meta device: shapes and names without weights, from config.json alone."""
     config = load_config(model_name_or_path, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        auto_class: Any = AutoModelForImageTextToText if takes_pictures(config) else AutoModelForCausalLM
+        return auto_class.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def check_finite(model: torch.nn.Module) -> None:
@@ -146,15 +163,25 @@ def _from_pretrained(auto_class: Any, model_name_or_path: str | Path, arguments:
         raise MiloraError(f"model {source}: {first_line}") from error
 
 
+def _config_dict(model_name_or_path: str | Path) -> dict[str, Any]:
+    """What a model's config.json holds; nothing where it cannot be read, which `from_pretrained` says better."""
+    try:
+        return PreTrainedConfig.get_config_dict(_source(model_name_or_path))[0]
+    except (OSError, ValueError):
+        return {}
+
+
+def _model_class(model_name_or_path: str | Path) -> Any:
+    pictures = takes_pictures(_config_dict(model_name_or_path))
+    return AutoModelForImageTextToText if pictures else AutoModelForCausalLM
+
+
 def _quantised(
     model_name_or_path: str | Path, quantization: str | None, dtype: str, device: str, trust_remote_code: bool
 ) -> dict[str, Any]:
     """What `from_pretrained` is told of a quantised model; nothing for any other."""
     source = _source(model_name_or_path)
-    try:
-        already = PreTrainedConfig.get_config_dict(source)[0].get("quantization_config")
-    except (OSError, ValueError):
-        already = None  # `from_pretrained` says what is wrong with it
+    already = _config_dict(model_name_or_path).get("quantization_config")
     if already and quantization is not None:
         method = already.get("quant_method", "a method that it does not name")
         raise MiloraError(

@@ -16,6 +16,12 @@ def parse_targets(text: str) -> str | list[str]:
 
     Raises:
         MiloraError: nothing is named, or the expression is none.
+
+    Examples:
+        >>> parse_targets("q_proj,v_proj")
+        ['q_proj', 'v_proj']
+        >>> parse_targets("all-linear")
+        'all-linear'
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:

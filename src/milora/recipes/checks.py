@@ -68,6 +68,13 @@ def keys_of_the_method(v: SimpleNamespace) -> Iterator[str]:
             yield f"{key}: got {value!r} with method {v.method}, which has no use for it, allowed {allowed}"
 
 
+def rate_of_saved_modules(v: SimpleNamespace) -> Iterator[str]:
+    """A learning rate is for something."""
+    if v.modules_to_save_learning_rate is not None and not v.modules_to_save:
+        rate = v.modules_to_save_learning_rate
+        yield f"modules_to_save_learning_rate: got {rate} without modules_to_save, allowed with it"
+
+
 def quantisation(v: SimpleNamespace) -> Iterator[str]:
     """One kind of base weights."""
     given = [key for key in QUANTISATION if getattr(v, key)]
@@ -169,6 +176,7 @@ CHECKS: tuple[tuple[Check, tuple[str, ...]], ...] = (
     (method, ("method", "method_settings")),
     (full_fine_tuning, ("method", *QUANTISATION)),
     (keys_of_the_method, ("method", *UNUSED["full"], "bias")),
+    (rate_of_saved_modules, ("modules_to_save", "modules_to_save_learning_rate")),
     (quantisation, ("gguf_file", *QUANTISATION)),
     (names, ("dataset_format", "prompt_template", "lr_scheduler_type")),
     (matched_rate, ("learning_rate", "method", "method_settings", "optim")),

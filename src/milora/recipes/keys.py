@@ -51,6 +51,9 @@ class MethodKeys(BaseModel):
     rank_pattern: dict[str, int] = Field({}, description="ranks by module name or regex, over lora_r")
     alpha_pattern: dict[str, float] = Field({}, description="alphas by module name or regex, over lora_alpha")
     modules_to_save: list[str] | None = Field(None, description="modules trained in full and saved")
+    modules_to_save_learning_rate: float | None = Field(
+        None, gt=0, description="peak learning rate of modules_to_save; learning_rate if unset"
+    )
     use_rslora: bool = Field(False, description="scale by alpha/sqrt(r) in place of alpha/r")
     bias: Literal["none", "all", "lora_only"] = Field("none", description="which biases train")
     method_settings: dict[str, Any] = Field({}, description="settings that only this method has, e.g. target_r")
@@ -65,6 +68,7 @@ class DataKeys(BaseModel):
     prompt_template: str = Field("auto", description="prompt around an instruction; auto is the format's own")
     dataset_limit: int | None = Field(None, gt=0, description="use this many rows, drawn with the seed")
     empty_rows: Literal["error", "drop"] = Field("error", description="what a row with an empty text does")
+    image_folder: str | None = Field(None, description="folder of the rows' pictures; the data set's own if unset")
     val_set_size: int | float = Field(0, ge=0, description="validation rows split off: a number, or a share below 1")
     eval_dataset: str | None = Field(None, description="validation data, in the same format, in place of a split")
     eval_split: str = Field("train", description="split of eval_dataset, or a slice of it")
@@ -107,6 +111,9 @@ class TrainingKeys(BaseModel):
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW beta1")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW beta2")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW epsilon")
+    group_by_modality_length: bool = Field(
+        False, description="each optimiser step only on rows with a picture, or only on rows without one"
+    )
     seed: int = Field(42, ge=0, description="seed of data order, splits, dropout and random starts")
     bf16: Literal["auto"] | bool = Field("auto", description="compute in bfloat16; auto: on a GPU that has it")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")

@@ -33,6 +33,7 @@ OTHER_NAMES = {
     "r": "lora_r",
     "lora_rank": "lora_r",
     "alpha": "lora_alpha",
+    "mm_projector_lr": "modules_to_save_learning_rate",
     "lora_target": "target_modules",
     "lora_target_modules": "target_modules",
     "adapter": "method",
@@ -73,6 +74,12 @@ def load_recipe(path_or_name: str | Path | None = None, overrides: Mapping[str, 
     Raises:
         MiloraError: no such file or recipe, broken YAML, and all unknown keys, wrong types, wrong values and
             wrong combinations together, parted by "; ".
+
+    Examples:
+        >>> load_recipe("llm-adapters-math", {"learning_rate": "1e-4"}).learning_rate
+        0.0001
+        >>> load_recipe("pissa-math").lora_alpha
+        128.0
     """
     given = read(path_or_name) if path_or_name is not None else {}
     given |= {key: _read_flag(key, value) for key, value in (overrides or {}).items()}

@@ -17,6 +17,8 @@
     analysis.json               where in the weights the changes lie, and how large they are
     measured.json               what a comparison measured of it, step by step
     failed.json                 the error of a run of a comparison that failed
+    retention.json              what it knew and had forgotten at each checkpoint
+    report.html, .md, .json, .csv   what ``milora report`` writes of the run
 
 Overwriting deletes these and nothing else that lies in the folder.
 """
@@ -39,8 +41,8 @@ MARK = "# The resolved recipe of a milora run.\n"
 
 WRITTEN = (
     "provenance.json", "metrics.jsonl", "README.md", "adapter_config.json", "adapter_model.safetensors",
-    "adapter", "model", "checkpoint-*", "runs", "eval", "forgetting.json", "analysis.json", "measured.json",
-    "failed.json", "recipe.yaml",
+    "adapter", "model", "checkpoint-*", "runs", "eval", "forgetting.json", "analysis.json", "retention.json",
+    "measured.json", "failed.json", "report.html", "report.md", "report.json", "report.csv", "recipe.yaml",
 )  # fmt: skip
 
 # Keys that decide what is shown, measured afterwards or kept, and not one bit of the weights.

@@ -8,7 +8,7 @@ from typing import Any
 from milora.adapters import load_adapter
 from milora.adapters.saved_config import read_config
 from milora.errors import MiloraError
-from milora.models.load import load_model, load_tokenizer
+from milora.models.load import load_model, load_processor, load_tokenizer
 from milora.models.quantised import QUANTIZATIONS
 from milora.runs.folder import RunFolder
 
@@ -20,6 +20,7 @@ class Tuned:
     Attributes:
         model: the tuned model; with an adapter, its base is this model with the adapters disabled.
         tokenizer: of both.
+        processor: of both, where they take pictures; else None.
         base_model: the base of a full fine-tune, which has no adapter to disable; else None.
         run: the run folder it comes from, if any.
         has_base: whether there is a base to compare with.
@@ -28,6 +29,7 @@ class Tuned:
     model: Any
     tokenizer: Any
     base_model: Any = None
+    processor: Any = None
     run: RunFolder | None = None
     has_base: bool = True
 
@@ -61,9 +63,10 @@ def load_tuned(
             raise MiloraError(f"{path}: the adapter names no base model; pass --model_name_or_path")
         quantization, _ = quantised_base(run.path)
         model = load_model(base, dtype=dtype or "auto", device=device, quantization=quantization)
-        return Tuned(load_adapter(model, run.path, force=force), load_tokenizer(base))
+        tuned = load_adapter(model, run.path, force=force)
+        return Tuned(tuned, load_tokenizer(base), processor=load_processor(base))
     model = load_model(str(path), dtype=dtype or "auto", device=device)
-    return Tuned(model, load_tokenizer(str(path)), has_base=False)
+    return Tuned(model, load_tokenizer(str(path)), processor=load_processor(str(path)), has_base=False)
 
 
 def quantised_base(path: str | Path) -> tuple[str | None, str]:
@@ -93,8 +96,9 @@ def _of_run(run: RunFolder, base: str | None, dtype: str | None, device: str | N
     }
     source = {"gguf_file": recipe.gguf_file, "trust_remote_code": recipe.trust_remote_code}
     tokenizer = load_tokenizer(base, **source)
+    processor = load_processor(base, trust_remote_code=recipe.trust_remote_code)
     model = load_model(base, gguf_file=recipe.gguf_file, quantization=recipe.base_quantization, **settings)
     if recipe.method == "full":
-        return Tuned(load_model(str(run.model), **settings), tokenizer, base_model=model, run=run)
+        return Tuned(load_model(str(run.model), **settings), tokenizer, model, processor, run)
     folder = run.own_adapter()
-    return Tuned(load_adapter(model, folder, force=force), tokenizer, run=run)
+    return Tuned(load_adapter(model, folder, force=force), tokenizer, processor=processor, run=run)

@@ -7,7 +7,7 @@ GSM8K (MetaMath, arXiv:2309.12284, ``eval_gsm8k.py``):
     strict:   the first number after the last "The answer is: ", which is the published phrase. Numbers are
               read as a whole (the published expression takes 1,234 out of 1,234,567) and must have the gold's
               exact value: the published scoring also rounds, and accepts a hundred times or a hundredth of the
-              gold, which is not done here.
+              gold, which is done in :mod:`milora.tasks.math_compat` alone.
     flexible: the last number of the text.
 """
 

@@ -48,10 +48,7 @@ def find_file(location: Path, patterns: Sequence[str], task: str) -> Path:
     Raises:
         MiloraError: no file matches, or several do.
     """
-    if location.is_file():
-        return location
-    found = {p for depth in _DEPTHS for pattern in patterns for p in location.glob(depth + pattern)}
-    files = sorted(p for p in found if p.is_file())
+    files = find_files(location, patterns)
     if not files:
         raise MiloraError(f"{task}: no data in {location}: looked for {', '.join(patterns)}")
     if len(files) > 1:
@@ -60,21 +57,45 @@ def find_file(location: Path, patterns: Sequence[str], task: str) -> Path:
     return files[0]
 
 
+def find_files(location: Path, patterns: Sequence[str]) -> list[Path]:
+    """All files at ``location`` that fit one of the patterns; a ``location`` that is a file is the one."""
+    if location.is_file():
+        return [location]
+    found = {p for depth in _DEPTHS for pattern in patterns for p in location.glob(depth + pattern)}
+    return sorted(p for p in found if p.is_file())
+
+
+def read_text(path: Path) -> str:
+    """The whole of a UTF-8 text file, or of gzip of one.
+
+    Raises:
+        MiloraError: it cannot be read, or holds no text.
+    """
+    text = _content(path)
+    if not text.strip():
+        raise MiloraError(f"{path}: no text")
+    return text
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a ``.jsonl``, ``.jsonl.gz``, ``.json`` or ``.json.gz`` file.
 
     Raises:
         MiloraError: a line is not a JSON object (its number, from 1, is named), or there is no row.
     """
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = content.decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise MiloraError(f"{path}: cannot be read: {error}") from error
+    text = _content(path)
     rows = _parse_list(path, text) if ".json" in path.suffixes else _parse_lines(path, text)
     if not rows:
         raise MiloraError(f"{path}: no rows")
     return rows
+
+
+def _content(path: Path) -> str:
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        return content.decode("utf-8")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise MiloraError(f"{path}: cannot be read: {error}") from error
 
 
 def _parse_list(path: Path, text: str) -> list[dict[str, Any]]:

@@ -23,4 +23,14 @@ def commonsense(doc: Mapping[str, Any]) -> str:
 
 def gsm8k(doc: Mapping[str, Any]) -> str:
     """MetaMath's prompt in ``eval_gsm8k.py`` (arXiv:2309.12284): the training prompt and one sentence more."""
-    return f"{_PREAMBLE}\n\n### Instruction:\n{doc['question']}\n\n### Response: Let's think step by step."
+    return f"{alpaca(doc['question'])} Let's think step by step."
+
+
+def math(doc: Mapping[str, Any]) -> str:
+    """The same in ``eval_math.py``."""
+    return f"{alpaca(doc['problem'])} Let's think step by step."
+
+
+def alpaca(instruction: str) -> str:
+    """Stanford Alpaca's prompt without input, in which MetaMath trains too."""
+    return f"{_PREAMBLE}\n\n### Instruction:\n{instruction}\n\n### Response:"

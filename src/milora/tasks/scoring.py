@@ -13,9 +13,16 @@ from milora.tasks.extraction import (
     strict_label,
     strict_number,
 )
+from milora.tasks.math_answers import clean_answer, compat_answer
+from milora.tasks.math_compat import compat_equivalent, compat_number, compat_same_number
+from milora.tasks.math_equivalence import equivalent
 
 Completions = Sequence[Sequence[str]]
 Docs = Sequence[Mapping[str, Any]]
+
+
+class CompatAnswer(str):
+    """An answer to be judged as the published code does; the harness does not say which filter an answer is of."""
 
 
 def strict_labels(completions: Completions, docs: Docs) -> list[list[str]]:
@@ -40,11 +47,47 @@ def flexible_numbers(completions: Completions, docs: Docs) -> list[list[str]]:
     return [[flexible_number(text) for text in texts] for texts in completions]
 
 
+def compat_numbers(completions: Completions, docs: Docs) -> list[list[str]]:
+    """The number as the published code reads and rounds it, per completion."""
+    return [[CompatAnswer(compat_number(text)) for text in texts] for texts in completions]
+
+
+def clean_math(completions: Completions, docs: Docs) -> list[list[str]]:
+    """The answer after the phrase, or else the boxed one, per completion."""
+    return [[clean_answer(text) for text in texts] for texts in completions]
+
+
+def compat_math(completions: Completions, docs: Docs) -> list[list[str]]:
+    """The answer after the phrase, as the published code takes it out, per completion."""
+    return [[CompatAnswer(compat_answer(text)) for text in texts] for texts in completions]
+
+
 def commonsense(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """1 when the extracted label is the answer."""
     return {"exact_match": float(results[0] == doc["answer"])}
 
 
 def gsm8k(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """1 when the extracted number has the value of the gold number."""
-    return {"exact_match": float(same_number(results[0], doc["gold"]))}
+    """1 when the extracted number has the value of the gold number, or counts as it in the published code."""
+    same = compat_same_number if isinstance(results[0], CompatAnswer) else same_number
+    return {"exact_match": float(same(results[0], doc["gold"]))}
+
+
+def math(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """1 when the extracted answer is the gold answer, or counts as it in the published code."""
+    same = compat_equivalent if isinstance(results[0], CompatAnswer) else equivalent
+    return {"exact_match": float(same(results[0], doc["gold"]))}
+
+
+def wording(doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, float]:
+    """Scores of one span of a text; two of them where the model says how many tokens it has."""
+    loglikelihood, exact = results[0]
+    scores = {"nll_per_byte": -loglikelihood / len(doc["span"].encode("utf-8")), "exact": float(exact)}
+    if tokens := getattr(results[0], "tokens", 0):
+        scores |= {"nll": -loglikelihood / tokens, "token_accuracy": results[0].right / tokens}
+    return scores
+
+
+def length(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """The length of an output in characters."""
+    return {"length": float(len(results[0].strip()))}

@@ -9,9 +9,13 @@ from datasets import Dataset
 from rich.console import Console
 
 from milora.data import data_hash, load_examples, split_validation
+from milora.data.pictures import picture_folder
 from milora.models.load import load_config
+from milora.models.pictures import Pictures
 from milora.recipes.schema import Recipe
-from milora.training.masking import Lengths, tokenise
+from milora.training.lengths import Lengths
+from milora.training.masking import tokenise
+from milora.training.pictures import located
 
 
 @dataclass
@@ -24,8 +28,14 @@ class Data:
     sha256: str
 
 
-def load_data(recipe: Recipe, tokenizer: Any, console: Console) -> Data:
+def load_data(recipe: Recipe, tokenizer: Any, console: Console, pictures: Pictures | None = None) -> Data:
     """The training and validation rows of a recipe; what is out of the ordinary is said on the console.
+
+    Args:
+        recipe: names the data sets.
+        tokenizer: of the model.
+        console: where remarks on the rows go.
+        pictures: how the model takes pictures; None where it takes none.
 
     Raises:
         MiloraError: as `milora.data.load_examples` and `tokenise`.
@@ -37,10 +47,22 @@ def load_data(recipe: Recipe, tokenizer: Any, console: Console) -> Data:
     lengths: dict[str, Lengths] = {}
 
     def read(key: str, dataset: str, split: str, limit: int | None) -> tuple[Dataset, Dataset]:
-        examples, rows, lengths[key] = _read(recipe, tokenizer, context, key, dataset, split, limit)
+        examples = _examples(recipe, dataset, split, limit)
+        # Before validation rows are split off, so that an error can number a row among all that were drawn.
+        rows, lengths[key] = tokenise(
+            examples,
+            tokenizer,
+            loss_on=recipe.loss_on,
+            max_length=recipe.max_length,
+            min_length=recipe.min_length,
+            overlong=recipe.overlong,
+            context=context,
+            name=key,
+            pictures=pictures,
+        )
         for remark in lengths[key].remarks(recipe.overlong, context):
             console.print(f"{key}: {remark}", style="yellow", highlight=False)
-        return examples, rows
+        return examples, located(rows, picture_folder(dataset, recipe.image_folder))
 
     with console.status(f"reading {recipe.dataset}"):
         examples, rows = read("dataset", recipe.dataset, recipe.dataset_split, recipe.dataset_limit)
@@ -52,10 +74,8 @@ def load_data(recipe: Recipe, tokenizer: Any, console: Console) -> Data:
         return Data(rows, validation, lengths, data_hash(examples))
 
 
-def _read(
-    recipe: Recipe, tokenizer: Any, context: int | None, key: str, dataset: str, split: str, limit: int | None
-) -> tuple[Dataset, Dataset, Lengths]:
-    examples = load_examples(
+def _examples(recipe: Recipe, dataset: str, split: str, limit: int | None) -> Dataset:
+    return load_examples(
         dataset,
         format=recipe.dataset_format,
         split=split,
@@ -63,16 +83,5 @@ def _read(
         limit=limit,
         seed=recipe.seed,
         empty_rows=recipe.empty_rows,
+        image_folder=recipe.image_folder,
     )
-    # Before validation rows are split off, so that an error can number a row among all that were drawn.
-    rows, lengths = tokenise(
-        examples,
-        tokenizer,
-        loss_on=recipe.loss_on,
-        max_length=recipe.max_length,
-        min_length=recipe.min_length,
-        overlong=recipe.overlong,
-        context=context,
-        name=key,
-    )
-    return examples, rows, lengths

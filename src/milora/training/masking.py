@@ -9,77 +9,33 @@ cuts rows that are too long without saying so:
   trained here (it holds a part of the answer) and masked there. ``Lengths.merged`` counts those rows.
 - the end-of-sequence token closes a completion or a text, unless it is there already. A chat template closes
   its own turns, so messages get nothing added.
+- in rounds of prompts and completions every completion is an answer, closed like one that is alone.
 - in messages every assistant turn is an answer: its span is found by rendering the conversation up to the turn
   with the generation prompt, and up to the turn's end. That needs no marks in the chat template.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from datasets import Dataset, Features, Value
 from datasets import List as ListOf
 
 from milora.errors import MiloraError
+from milora.models.pictures import Pictures
+from milora.training.lengths import Lengths
 
 IGNORED = -100  # the label that torch's cross-entropy leaves out
+IMAGE = "image"  # the column of picture files
 
 FEATURES = Features(
     {
         "input_ids": ListOf(Value("int32")),  # cut to the limit
         "labels": ListOf(Value("int32")),  # cut to the limit
-        "length": Value("int32"),  # before the cut
+        "length": Value("int32"),  # before the cut, a picture counted with all its tokens
         "trained": Value("int32"),  # tokens that count in the loss
         "merged": Value("bool"),
     }
 )
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """What tokenising a data set met; lengths are in tokens.
-
-    ``overlong`` rows are longer than ``limit``, ``over_context`` rows longer than the model's context,
-    ``short`` rows are shorter than the least length, ``dropped`` rows were left out (the short ones among them),
-    ``merged`` rows have a token across the end of the prompt.
-    """
-
-    rows: int
-    kept: int
-    longest: int
-    limit: int | None
-    overlong: int
-    over_context: int
-    short: int
-    dropped: int
-    merged: int
-    tokens: int
-    trained_tokens: int
-
-    def as_dict(self) -> dict[str, int | None]:
-        """The numbers under their names, for provenance and cards."""
-        return asdict(self)
-
-    def remarks(self, overlong: str, context: int | None) -> list[str]:
-        """Sentences for the user about whatever is out of the ordinary; empty when nothing is."""
-        said = []
-        if self.over_context:
-            said.append(
-                f"{self.over_context} of {self.rows} rows are longer than the model's context of {context} tokens"
-            )
-        if self.overlong:
-            done = "dropped" if overlong == "drop" else f"cut to {self.limit} tokens"
-            said.append(
-                f"{self.overlong} of {self.rows} rows are longer than {self.limit} tokens "
-                f"(longest {self.longest}) and were {done}"
-            )
-        if self.short:
-            said.append(f"{self.short} of {self.rows} rows are shorter than the least length and were dropped")
-        if self.dropped > self.overlong + self.short:
-            said.append(f"{self.dropped - self.overlong - self.short} rows without any token to train on were dropped")
-        if self.merged:
-            said.append(f"in {self.merged} of {self.rows} rows a token spans the end of the prompt; it is trained")
-        return said
 
 
 def tokenise(
@@ -92,11 +48,12 @@ def tokenise(
     overlong: str = "truncate",
     context: int | None = None,
     name: str = "dataset",
+    pictures: Pictures | None = None,
 ) -> tuple[Dataset, Lengths]:
     """Turn examples into a data set of ``input_ids`` and ``labels`` that SFTTrainer takes as it is.
 
     Args:
-        examples: rows of prompt and completion, of messages, or of text.
+        examples: rows of prompt and completion, of messages, of text, or of rounds, which may have a picture.
         loss_on: ``completion`` labels answers only; ``all`` labels every token. Text has no prompt: all of it is
             labelled either way.
         max_length: longest row in tokens; the model's ``context`` bounds it further.
@@ -104,6 +61,8 @@ def tokenise(
         overlong: ``truncate`` cuts the end of longer rows, ``drop`` leaves them out, ``error`` refuses them.
         context: the model's ``max_position_embeddings``, if it has one.
         name: how errors call the data set.
+        pictures: how the model takes pictures; None where it takes none. A row's picture is one token in what is
+            returned, and is counted and cut as the many that the model sees.
 
     Raises:
         MiloraError: no rows; a row is longer than allowed under ``error``; rows without a token to train on
@@ -113,13 +72,14 @@ def tokenise(
     if len(examples) == 0:
         raise MiloraError(f"{name}: got no rows, allowed at least 1")
     limit = min((bound for bound in (max_length, context) if bound), default=None)
-    encode = _encoder(examples.column_names, tokenizer, loss_on, name)
+    encode = _encoder(examples.column_names, tokenizer, loss_on, name, pictures)
+    has_pictures = _has_pictures(examples, pictures, name)
     # Not from the cache: hashing a tokenizer costs as much as using it, and a stale hit would train on wrong ids.
     encoded = examples.map(
-        lambda batch: _collect(encode(batch), limit),
+        lambda batch: _collect(encode(batch), limit, pictures) | ({IMAGE: batch[IMAGE]} if has_pictures else {}),
         batched=True,
         remove_columns=examples.column_names,
-        features=FEATURES,
+        features=Features({**FEATURES, IMAGE: Value("string")}) if has_pictures else FEATURES,
         load_from_cache_file=False,
     )
     lengths: list[int] = list(encoded["length"])
@@ -133,7 +93,7 @@ def tokenise(
     kept = [i for i in _kept_rows(list(encoded["trained"]), set(too_long), overlong, name, limit) if i not in short]
     if not kept:
         raise MiloraError(f"{name}: got 0 rows of {len(lengths)} of {min_length} tokens or more, allowed at least 1")
-    dataset = encoded.select_columns(["input_ids", "labels"])
+    dataset = encoded.select_columns(["input_ids", "labels", *([IMAGE] if has_pictures else [])])
     report = _report(encoded, kept, limit=limit, context=context, overlong=len(too_long), short=len(short))
     return (dataset if len(kept) == len(dataset) else dataset.select(kept)), report
 
@@ -179,7 +139,21 @@ def _kept_rows(counts: Sequence[int], too_long: set[int], overlong: str, name: s
 Row = tuple[list[int], list[int], bool]  # ids, labels, whether a token spans the end of the prompt
 
 
-def _encoder(columns: Sequence[str], tokenizer: Any, loss_on: str, name: str) -> Callable[[Any], Iterable[Row]]:
+def _has_pictures(examples: Dataset, pictures: Pictures | None, name: str) -> bool:
+    """Whether the rows may have pictures, which all data sets of a run then say row by row."""
+    files = examples[IMAGE] if IMAGE in examples.column_names else []
+    first = next((i for i, file in enumerate(files) if file), None)
+    if first is not None and pictures is None:
+        raise MiloraError(
+            f"{name}: row {first + 1} of the rows drawn has an image, and the model takes none; allowed an image-text"
+            " model (LLaVA-1.5's kind), or dataset_format sharegpt for the text alone"
+        )
+    return pictures is not None and IMAGE in examples.column_names
+
+
+def _encoder(
+    columns: Sequence[str], tokenizer: Any, loss_on: str, name: str, pictures: Pictures | None
+) -> Callable[[Any], Iterable[Row]]:
     if loss_on not in ("completion", "all"):
         raise MiloraError(f"loss_on: got {loss_on!r}, allowed completion or all")
     everything = loss_on == "all"
@@ -191,19 +165,28 @@ def _encoder(columns: Sequence[str], tokenizer: Any, loss_on: str, name: str) ->
         return lambda batch: (_encode_messages(row, tokenizer, everything) for row in batch["messages"])
     if "prompt" in columns and "completion" in columns:
         return lambda batch: _encode_pairs(batch["prompt"], batch["completion"], tokenizer, everything)
+    if "prompts" in columns and "completions" in columns:
+        placed = pictures.in_text if pictures else str
+        return lambda batch: (
+            _encode_rounds([placed(p) for p in prompts], answers, tokenizer, everything)
+            for prompts, answers in zip(batch["prompts"], batch["completions"], strict=True)
+        )
     if "text" in columns:
         return lambda batch: _encode_texts(batch["text"], tokenizer)
-    raise MiloraError(f"{name}: got columns {sorted(columns)}, allowed prompt and completion, messages, or text")
+    raise MiloraError(f"{name}: got columns {sorted(columns)}, allowed prompt and completion, messages, rounds or text")
 
 
-def _collect(rows: Iterable[Row], limit: int | None) -> dict[str, list]:
+def _collect(rows: Iterable[Row], limit: int | None, pictures: Pictures | None) -> dict[str, list]:
     batch: dict[str, list] = {key: [] for key in FEATURES}
     for ids, labels, merged in rows:
-        batch["input_ids"].append(ids[:limit])
-        batch["labels"].append(labels[:limit])
-        batch["length"].append(len(ids))
+        length = pictures.length(ids) if pictures else len(ids)
+        # A picture comes first and is never cut: a row with no room for it has no room for an answer either.
+        room = max(0, limit - (length - len(ids))) if limit else None
+        batch["input_ids"].append(ids[:room])
+        batch["labels"].append(labels[:room])
+        batch["length"].append(length)
         # The first token has nothing before it to be predicted from.
-        batch["trained"].append(sum(label != IGNORED for label in labels[1:limit]))
+        batch["trained"].append(sum(label != IGNORED for label in labels[1:room]))
         batch["merged"].append(merged)
     return batch
 
@@ -216,6 +199,24 @@ def _encode_pairs(prompts: list[str], completions: list[str], tokenizer: Any, ev
             yield ids, ids, False
         else:
             yield ids, [IGNORED] * start + ids[start:], start < len(before)
+
+
+def _encode_rounds(prompts: list[str], completions: list[str], tokenizer: Any, everything: bool) -> Row:
+    text, ends = "", []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        ends.append(text + prompt)
+        text += prompt + _closed(completion, tokenizer)
+        ends.append(text)
+    *before, ids = _ids(ends, tokenizer)
+    if everything:
+        return ids, ids, False
+    labels, merged = [IGNORED] * len(ids), False
+    for turn, asked in enumerate(before[::2]):
+        start = _common_prefix(asked, ids)
+        stop = _common_prefix([*before, ids][2 * turn + 1], ids)
+        labels[start:stop] = ids[start:stop]
+        merged = merged or start < len(asked)
+    return ids, labels, merged
 
 
 def _encode_texts(texts: list[str], tokenizer: Any) -> Iterator[Row]:

@@ -51,7 +51,7 @@ def match_rate(
     found = before.get("learning_rate")
     if not found or found.get("asked") != asked.model_dump():
         # Where one process alone has the weights' values, the others take its word.
-        told = [None if values_elsewhere() else _resolve(recipe, model, asked)]
+        told: list[Any] = [None if values_elsewhere() else _resolve(recipe, model, asked)]
         broadcast_object_list(told, from_process=0)
         found = told[0]
     arguments.learning_rate = found["resolved"]

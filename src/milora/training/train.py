@@ -15,7 +15,8 @@ from milora.adapters import attach, decomposed_from, peft_config
 from milora.decompositions.workers import Rank
 from milora.errors import MiloraError
 from milora.models.fingerprint import model_fingerprint
-from milora.models.load import load_model, load_tokenizer
+from milora.models.load import load_model, load_processor, load_tokenizer
+from milora.models.pictures import Pictures, freeze_vision_tower, takes_pictures
 from milora.models.quantised import number_count
 from milora.recipes.schema import Recipe
 from milora.runs import RunFolder, keep_metrics_up_to, model_card, provenance
@@ -23,7 +24,9 @@ from milora.training import adalora
 from milora.training.arguments import optimiser_steps, sft_arguments
 from milora.training.checkpoints import newest_complete, step_of
 from milora.training.data import Data, load_data
+from milora.training.masking import IMAGE
 from milora.training.matching import match_rate
+from milora.training.pictures import PictureCollator, widen_saved_modules
 from milora.training.progress import MetricsWriter, ProgressLine, StopOnNonFiniteLoss
 from milora.training.quiet import quiet_libraries
 from milora.training.saving import disk_full_in_one_line, save_result
@@ -97,7 +100,9 @@ def _build(
     tokenizer = load_tokenizer(
         recipe.model_name_or_path, trust_remote_code=recipe.trust_remote_code, gguf_file=recipe.gguf_file
     )
-    data = load_data(recipe, tokenizer, console)
+    processor = load_processor(recipe.model_name_or_path, trust_remote_code=recipe.trust_remote_code)
+    pictures = Pictures(processor) if processor else None
+    data = load_data(recipe, tokenizer, console, pictures)
     # Before the model is read: they join the processes that may have to share it.
     arguments = sft_arguments(recipe, run, has_eval=data.validation is not None, limit=data.lengths["dataset"].limit)
     model = _load_model(recipe, console) if model is None else model
@@ -111,7 +116,7 @@ def _build(
         "processes": arguments.world_size,
         "data": {name: lengths.as_dict() for name, lengths in data.lengths.items()},
     }
-    return _trainer(recipe, model, tokenizer, data, arguments), record
+    return _trainer(recipe, model, tokenizer, pictures, data, arguments), record
 
 
 def _load_model(recipe: Recipe, console: Console) -> Any:
@@ -133,9 +138,12 @@ def _attach(recipe: Recipe, model: Any, arguments: SFTConfig, rows: int, console
         settings["method_settings"] = adalora.schedule(steps, recipe.lora_r, recipe.method_settings)
     config = peft_config(settings)
     if config is None:
+        freeze_vision_tower(model)
         return model
     with console.status(f"starting {recipe.method} on {recipe.target_modules}"):
         adapted = attach(model, config)
+    if arguments.bf16 and takes_pictures(model.config):
+        widen_saved_modules(adapted)
     if source := decomposed_from(adapted):
         console.print(f"{recipe.base_quantization or 'quantised'} base: decomposed {source}", highlight=False)
     return adapted
@@ -146,14 +154,20 @@ def _count(model: Any) -> tuple[int, int]:
     return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
 
 
-def _trainer(recipe: Recipe, model: Any, tokenizer: Any, data: Data, arguments: SFTConfig) -> RunTrainer:
+def _trainer(
+    recipe: Recipe, model: Any, tokenizer: Any, pictures: Pictures | None, data: Data, arguments: SFTConfig
+) -> RunTrainer:
+    shown = pictures if IMAGE in data.train.column_names else None
     try:
         trainer = RunTrainer(
             model,
             args=arguments,
             train_dataset=data.train,
             eval_dataset=data.validation,
-            processing_class=tokenizer,
+            processing_class=shown.processor if shown else tokenizer,
+            data_collator=PictureCollator(shown) if shown else None,
+            modules_to_save_learning_rate=recipe.modules_to_save_learning_rate,
+            group_by_modality_length=recipe.group_by_modality_length,
             uses_adalora=recipe.method == "adalora",
         )
     except ValueError as error:

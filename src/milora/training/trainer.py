@@ -13,6 +13,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from milora.training import adalora, spread
 from milora.training.checkpoints import read_weights
+from milora.training.masking import IMAGE
+from milora.training.pictures import SAVED, ByModality
 
 
 class RunTrainer(SFTTrainer):
@@ -24,13 +26,25 @@ class RunTrainer(SFTTrainer):
     - TRL rounds what trains on a quantised base to bfloat16, in which small steps are lost; it keeps its dtype.
     - AdaLoRA gets its regulariser and whole checkpoints (see ``adalora``).
     - Checkpoints of a model that is spread over processes have the form of one that is not (see ``spread``).
+    - Modules that train in full may have a learning rate of their own.
+    - Rows may have pictures, and be ordered by whether they have (see ``pictures``).
     """
 
     model: Any  # transformers allows None before it is set
     lr_scheduler: Any
 
-    def __init__(self, model: Any, *args: Any, uses_adalora: bool = False, **kwargs: Any):
+    def __init__(
+        self,
+        model: Any,
+        *args: Any,
+        uses_adalora: bool = False,
+        modules_to_save_learning_rate: float | None = None,
+        group_by_modality_length: bool = False,
+        **kwargs: Any,
+    ):
         self.uses_adalora = uses_adalora
+        self.modules_to_save_learning_rate = modules_to_save_learning_rate
+        self.group_by_modality_length = group_by_modality_length
         as_made = {p: p.data for p in model.parameters() if p.requires_grad}
         super().__init__(model, *args, **kwargs)
         for parameter, values in as_made.items():
@@ -55,8 +69,27 @@ class RunTrainer(SFTTrainer):
         optimizer: Any = super().create_optimizer(model)
         # An adapter has nothing that is exempt from weight decay. DeepSpeed drops a group of nothing and torch keeps
         # it; the checkpoints of both are to be the same.
-        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        groups = optimizer.param_groups
+        if self.modules_to_save_learning_rate is not None:
+            saved = {p for name, p in (model or self.model).named_parameters() if SAVED in name}
+            rate = {"lr": self.modules_to_save_learning_rate}
+            groups = [{**g, "params": [p for p in g["params"] if p not in saved]} for g in groups] + [
+                {**g, **rate, "params": [p for p in g["params"] if p in saved]} for g in groups
+            ]
+        optimizer.param_groups[:] = [group for group in groups if group["params"]]
         return optimizer
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if self._is_vision_dataset:  # TRL expects conversations, which its own collator would make ids of
+            self._signature_columns = ["input_ids", "labels", IMAGE]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        if not self.group_by_modality_length or IMAGE not in rows.column_names:
+            return super()._get_train_sampler(train_dataset)
+        batches = self.args.gradient_accumulation_steps * self.args.world_size
+        return ByModality(rows, self.args.train_batch_size, batches, self.args.seed)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if spread.is_spread(self):

@@ -1,0 +1,205 @@
+"""The tables of the book experiment, from the retention.json of its runs: benchmarks/book.py --write."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from milora.comparison.grid import Grid
+from milora.comparison.plan import Job
+from milora.comparison.retention import FILE
+from milora.comparison.statistics import Point, matched, mean_and_stderr, paired_difference
+from milora.models.atomic import write_text
+from milora.runs import RunFolder, provenance
+from milora.runs.folder import read_json, write_json
+
+# Name of a metric in the tables: how it is found in a row.
+SCORES = {"cloze": ("milora_book_cloze", "acc"), "questions": ("milora_questions", "acc_norm"),
+          "letters": ("milora_book_mcq_letters", "acc")}  # fmt: skip
+ASKED = ("cloze", "questions")
+ARM = ("arm", "rate", "seeds", "parameters", "wording NLL", "accuracy", "KL")
+PAIR = ("arms", "seeds", "wording NLL", "KL", "KL", "ratio", "95 %")
+PAIRS = (("mica", "lora"), ("milora", "lora"), ("full", "lora"), ("mica_random", "lora"), ("mica_top", "lora"),
+         ("mica_random", "mica"), ("mica_top", "mica"))  # fmt: skip
+
+
+def write(output: Path, grid: Grid, jobs: Sequence[Job], about: Mapping[str, Any]) -> str:
+    """Write OUTPUT.json and OUTPUT.md from the runs that are done; returns the Markdown."""
+    arms = gather(jobs)
+    record = {
+        "about": dict(about),
+        "grid": grid.model_dump(mode="json", exclude={"output_dir", "base", "measure", "local_files"}),
+        "base": next((arm["base"] for arm in arms if arm["method"] != "full"), None),
+        "arms": arms,
+        "matched": [pair for a, b in PAIRS if (pair := _pair(arms, a, b))],
+        "provenance": provenance(seeds={"seeds": sorted({seed for arm in arms for seed in arm["seeds"]})}),
+    }
+    record["verdict"] = verdict(record["matched"])
+    text = markdown(record)
+    write_json(output.with_suffix(".json"), record)
+    write_text(output.with_suffix(".md"), text)
+    return text
+
+
+def gather(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """One record for each arm and rate: its metrics by step, over the seeds that are done."""
+    found: dict[tuple[str, float], dict[int, dict[str, Any]]] = {}
+    for job in jobs:
+        if (Path(job.recipe.output_dir) / "done.json").is_file():
+            by_seed = found.setdefault((job.cell.arm.label, job.learning_rate), {})
+            by_seed[job.seed] = read_json(Path(job.recipe.output_dir) / FILE)
+    methods = {job.cell.arm.label: job for job in jobs}
+    arms = [_arm(label, rate, methods[label], by_seed) for (label, rate), by_seed in found.items()]
+    for arm in arms:
+        own = [a for a in arms if a["label"] == arm["label"]]
+        arm["chosen"] = arm is min(own, key=lambda a: a["steps"][-1]["metrics"]["wording_nll"]["mean"])
+    return arms
+
+
+def _arm(label: str, rate: float, job: Job, by_seed: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    steps: dict[int, dict[str, Any]] = {}
+    for seed, record in sorted(by_seed.items()):
+        for row in record["rows"]:
+            step = steps.setdefault(row["step"], {"step": row["step"], "epoch": row["epoch"], "metrics": {}})
+            for name, value in metrics(row).items():
+                step["metrics"].setdefault(name, {"by_seed": {}})["by_seed"][str(seed)] = value
+    for step in steps.values():
+        for values in step["metrics"].values():
+            values["mean"], values["stderr"] = mean_and_stderr(list(values["by_seed"].values()))
+    ordered = [steps[step] for step in sorted(steps)]
+    run = RunFolder(job.recipe.output_dir).provenance()
+    return {
+        "label": label, "method": job.recipe.method, "settings": job.recipe.method_settings, "learning_rate": rate,
+        "r": job.cell.r, "trainable_parameters": run.get("trainable_parameters"), "seeds": sorted(by_seed),
+        "base": ordered[0]["metrics"], "steps": ordered[1:],
+    }  # fmt: skip
+
+
+def metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a row by name; what was not measured at this step is absent."""
+    found = {
+        "wording_nll": row["losses"]["wording"],
+        "wording_accuracy": row["accuracies"]["wording"],
+        "kl": row["forgetting"]["kl"],
+    }
+    scores = {(score["task"], score["metric"]): score["value"] for score in row["scores"]}
+    return found | {name: scores[key] for name, key in SCORES.items() if key in scores}
+
+
+def _pair(arms: Sequence[Mapping[str, Any]], a: str, b: str) -> dict[str, Any] | None:
+    """KL of two arms at equal recall, along the epochs of their chosen rates, and their differences at the end."""
+    chosen = {arm["label"]: arm for arm in arms if arm["chosen"]}
+    if a not in chosen or b not in chosen:
+        return None
+    ends = [chosen[label]["steps"][-1]["metrics"] for label in (a, b)]
+    names = [name for name in ("wording_nll", "kl", *SCORES) if name in ends[0] and name in ends[1]]
+    differences = {name: paired_difference(ends[0][name]["by_seed"], ends[1][name]["by_seed"]) for name in names}
+    found = matched(*(_paths(chosen[label]) for label in (a, b)))
+    rates = [chosen[label]["learning_rate"] for label in (a, b)]
+    return {"a": a, "b": b, "learning_rates": rates, "at_the_end": differences, **found}
+
+
+def _paths(arm: Mapping[str, Any]) -> dict[int, list[Point]]:
+    paths: dict[int, list[Point]] = {}
+    for values in [arm["base"], *(step["metrics"] for step in arm["steps"])]:
+        for seed, loss in values["wording_nll"]["by_seed"].items():
+            paths.setdefault(int(seed), []).append(Point(loss, values["kl"]["by_seed"][seed]))
+    return paths
+
+
+def verdict(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Whether a gain of MiCA over LoRA comes from the frozen orthonormal factor rather than from the minor directions.
+
+    The gain is less KL at equal recall. It comes from the frozen factor if random left vectors have it as well, and not
+    clearly less of it; from the minor directions if MiCA's KL is clearly below that of random vectors. Clearly: the
+    bootstrap interval over seeds leaves out 1; the ratio itself, where there is one seed.
+    """
+    found = {(pair["a"], pair["b"]): pair for pair in pairs if pair["comparable"] and pair["ratio"] is not None}
+    needed = [("mica", "lora"), ("mica_random", "lora"), ("mica_random", "mica")]
+    if not all(key in found for key in needed):
+        return {"claim": None, "why": "not measured"}
+    ratios = {f"{a}/{b}": found[a, b]["ratio"] for a, b in needed}
+    gain, random_gain = ratios["mica/lora"] < 1, ratios["mica_random/lora"] < 1
+    pair = found["mica_random", "mica"]
+    least = pair["interval"][0] if pair.get("interval") else pair["ratio"]
+    no_worse = least <= 1
+    signs = {row["kl_a"] <= row["kl_b"] for row in found["mica_random", "mica"]["by_seed"].values()}
+    claim = "no gain" if not gain and not random_gain else "confirmed" if random_gain and no_worse else "refuted"
+    return {"claim": claim, "kl_ratios_at_equal_recall": ratios, "every_seed_agrees": len(signs) == 1}
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """The tables for people."""
+    about, base = record["about"], record["base"] or {}
+    lines = [
+        f"Excerpt: {about['paragraphs']} paragraphs, {about['tokens']} tokens; {about['mcq']} questions, "
+        f"{about['cloze']} sentences with a blank. Means and standard errors over seeds. Base: "
+        + ", ".join(f"{name} {values['mean']:.3f}" for name, values in base.items())
+        + ".",
+        "",
+        "At the end (letters: mean of 8 orders of the choices). * the rate of least wording NLL.",
+        "",
+        *_table([*ARM, *SCORES], map(_end, record["arms"])),
+        "",
+        "By epoch at that rate: wording accuracy / KL.",
+        "",
+        *_epochs([arm for arm in record["arms"] if arm["chosen"]]),
+        "",
+        "KL at equal recall of the wording (the least wording NLL that both reach), and differences at the end.",
+        "",
+        *_table([*PAIR, *ASKED], map(_matched, record["matched"])),
+        "",
+        f"The gain comes from the frozen orthonormal factor rather than from the minor directions: "
+        f"{record['verdict']['claim'] or record['verdict']['why']}"
+        + (", every seed agrees." if record["verdict"].get("every_seed_agrees") else "."),
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _end(arm: Mapping[str, Any]) -> list[str]:
+    end = arm["steps"][-1]["metrics"]
+    values = [_said(end.get(name)) for name in ("wording_nll", "wording_accuracy", "kl", *SCORES)]
+    star = " *" if arm["chosen"] else ""
+    count = arm["trainable_parameters"]
+    rate, size = f"{arm['learning_rate']:g}{star}", f"{count:,}" if count else "-"
+    return [arm["label"], rate, str(len(arm["seeds"])), size, *values]
+
+
+def _epochs(arms: Sequence[Mapping[str, Any]]) -> list[str]:
+    epochs = sorted({step["epoch"] for arm in arms for step in arm["steps"]})
+    assert all(a < b for a, b in pairwise(epochs))
+    rows = []
+    for arm in arms:
+        found = {step["epoch"]: step["metrics"] for step in arm["steps"]}
+        cells = [
+            f"{found[e]['wording_accuracy']['mean']:.2f} / {found[e]['kl']['mean']:.2f}" if e in found else "-"
+            for e in epochs
+        ]
+        rows.append([arm["label"], *cells])
+    return _table(["arm", *(f"{e:g}" for e in epochs)], rows)
+
+
+def _matched(pair: Mapping[str, Any]) -> list[str]:
+    arms = f"{pair['a']} / {pair['b']}"
+    ends = [pair["at_the_end"].get(name) for name in ASKED]
+    tail = ["-" if end is None else f"{end['difference']:+.3f}" for end in ends]
+    if not pair["comparable"]:
+        return [arms, "0", *["-"] * 5, *tail]
+    bounds = pair["interval"]
+    ratio = "-" if pair["ratio"] is None or not math.isfinite(pair["ratio"]) else f"{pair['ratio']:.2f}"
+    interval = f"{bounds[0]:.2f}-{bounds[1]:.2f}" if bounds else "-"
+    numbers = [f"{pair[name]:.3f}" for name in ("validation_loss", "kl_a", "kl_b")]
+    return [arms, str(pair["seeds"]), *numbers, ratio, interval, *tail]
+
+
+def _said(values: Mapping[str, Any] | None) -> str:
+    if values is None:
+        return "-"
+    return f"{values['mean']:.3f}" + ("" if values["stderr"] is None else f" ± {values['stderr']:.3f}")
+
+
+def _table(header: Sequence[str], rows: Any) -> list[str]:
+    return ["| " + " | ".join(line) + " |" for line in [list(header), ["---"] * len(header), *rows]]
