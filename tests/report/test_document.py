@@ -14,7 +14,7 @@ from milora.report.findings import section as findings
 from milora.report.folders import read
 from milora.report.lines import mean_line
 from milora.report.metrics import direction, ordered, whole
-from milora.report.pareto import fronts, on_front
+from milora.report.pareto import fronts, on_front, section
 from milora.report.results import differences
 from report import synthetic, synthetic_comparison
 
@@ -193,6 +193,22 @@ def test_points_find_their_arm_and_its_errors(comparison: Path):
     at_end = {p.name: p for p in front.points if p.step == 48}
     assert at_end["milora r=8"].kl_error is not None and front.direction == -1
     assert all(p.kl_error is None for p in front.points if p.step == 16)
+
+
+def test_a_base_that_is_far_does_not_hide_the_arms(tmp_path: Path):
+    rows = [
+        {"label": label, "score_name": "validation_loss", "score": score, "kl": kl, "on_front": True, "step": 8}
+        for label, kl, score in (("base", 0.0, 3.0), ("lora", 0.2, 0.60), ("milora", 0.1, 0.65))
+    ]
+    synthetic.write_json(tmp_path / "c" / "comparison.json", {"pareto": rows})
+    material = read([tmp_path / "c"])
+    (front,) = fronts(material, [])
+    picture = section([front]).blocks[1]  # pyright: ignore
+    assert front.best == ["lora", "milora"] and "beyond the edge: KL 0, 3.000" in picture.draw()
+    rows[0]["score"] = 0.7
+    synthetic.write_json(tmp_path / "c" / "comparison.json", {"pareto": rows})
+    drawn = section(fronts(read([tmp_path / "c"]), [])).blocks[1].draw()  # pyright: ignore
+    assert "beyond" not in drawn and ">base<" in drawn
 
 
 def test_variants_and_rates_are_kept_apart(tmp_path: Path):
