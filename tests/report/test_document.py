@@ -14,7 +14,7 @@ from milora.report.findings import section as findings
 from milora.report.folders import read
 from milora.report.lines import mean_line
 from milora.report.metrics import direction, ordered, whole
-from milora.report.pareto import fronts, on_front
+from milora.report.pareto import fronts, on_front, section
 from milora.report.results import differences
 from report import synthetic, synthetic_comparison
 
@@ -127,6 +127,17 @@ def test_failed_runs_are_told_and_in_no_mean(document: Document):
     assert said(document)[0].startswith("21 runs in 7 arms")
 
 
+def test_a_run_that_failed_late_is_in_no_mean(tmp_path: Path):
+    runs = [synthetic.run(tmp_path / f"lora{s}", "lora", seed=s, layers=1) for s in (0, 1)]
+    synthetic.write_json(runs[1] / "failed.json", {"error": "disk full", "where": "saving"})
+    (arm,) = arms_of(read(runs))
+    assert (arm.seeds, arm.failed, [run.name for run in arm.runs]) == ([0], [1], ["lora0"])
+    assert arm.metrics["kl"].by_seed.keys() == {"0"}
+    made = synthetic_comparison.make(tmp_path / "c", ("lora",), (0, 1), layers=1)
+    synthetic.write_json(made / "runs" / "lora-r8-lr0.0003-s1" / "failed.json", {"error": "e", "where": "w"})
+    assert [run.name for run in arms_of(read([made]))[0].runs] == ["lora-r8-lr0.0003-s0"]
+
+
 def test_an_arm_whose_run_is_missing_says_so(tmp_path: Path):
     arm = {"label": "lora", "method": "lora", "r": 8, "learning_rate": 1e-4, "seeds": [], "failed": [0], "metrics": {},
            "errors": {"0": "the run was not finished"}, "runs": {"0": "runs/lora-r8-lr0.0001-s0"}}  # fmt: skip
@@ -184,6 +195,22 @@ def test_points_find_their_arm_and_its_errors(comparison: Path):
     assert all(p.kl_error is None for p in front.points if p.step == 16)
 
 
+def test_a_base_that_is_far_does_not_hide_the_arms(tmp_path: Path):
+    rows = [
+        {"label": label, "score_name": "validation_loss", "score": score, "kl": kl, "on_front": True, "step": 8}
+        for label, kl, score in (("base", 0.0, 3.0), ("lora", 0.2, 0.60), ("milora", 0.1, 0.65))
+    ]
+    synthetic.write_json(tmp_path / "c" / "comparison.json", {"pareto": rows})
+    material = read([tmp_path / "c"])
+    (front,) = fronts(material, [])
+    picture = section([front]).blocks[1]  # pyright: ignore
+    assert front.best == ["lora", "milora"] and "beyond the edge: KL 0, 3.000" in picture.draw()
+    rows[0]["score"] = 0.7
+    synthetic.write_json(tmp_path / "c" / "comparison.json", {"pareto": rows})
+    drawn = section(fronts(read([tmp_path / "c"]), [])).blocks[1].draw()  # pyright: ignore
+    assert "beyond" not in drawn and ">base<" in drawn
+
+
 def test_variants_and_rates_are_kept_apart(tmp_path: Path):
     def arm(variant: str, lr: float, chosen: bool) -> dict[str, Any]:
         metrics = {
@@ -208,6 +235,8 @@ def test_variants_and_rates_are_kept_apart(tmp_path: Path):
     assert [row[0].text for row in shown.rows] == ["lora lr=1e-4", "lora@scaled", "base", "base@scaled"]
     assert [title for title, _ in shown.header][6:] == ["forgetting (KL to base) ↓"]
     assert [row[0].text for row in table(document, "other-rates").rows] == ["lora lr=1e-3"]
+    retention = next(s for s in document.sections if s.id == "retention-section").blocks[0].draw()
+    assert "@base" in retention and "@scaled" in retention and ">lora@scaled<" not in retention
     steps = [(row[0].text, row[2].value, row[3].value) for row in table(document, "retention-table").rows]
     assert steps[:3] == [("lora lr=1e-4", 0, 0.0), ("lora lr=1e-4", 2, 0.05), ("lora lr=1e-4", 4, 0.1)]
 

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 import milora
-from milora.report import findings, learning, metrics, origins, pareto, results, samples, subspaces
+from milora.report import findings, learning, metrics, origins, pareto, ratios, results, samples, subspaces
 from milora.report.arms import Arm, arms_of, bases_of
 from milora.report.document import Document, Section
 from milora.report.folders import Material
@@ -36,7 +36,7 @@ def build(material: Material, title: str | None = None) -> Document:
         learning.ranks(chosen),
         subspaces.similarity(chosen),
         subspaces.spectra(chosen),
-        subspaces.ratios(chosen),
+        ratios.section(chosen),
         results.scores(material),
         samples.section(material, chosen),
         origins.section(material),

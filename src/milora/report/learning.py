@@ -24,17 +24,19 @@ from milora.report.document import (
 from milora.report.folders import Run
 from milora.report.lines import Panel, Points, Series
 
-PER_PANEL = 8  # lines in one pair of axes that can still be told apart
-
 
 def picture(id: str, title: str, alt: str, panels: Sequence[Panel]) -> Picture:
     """A picture of lines, drawn when it is asked for."""
-    return Picture(id, title, alt, lambda: lines.draw(id, title, alt, panels))
+    return Picture(id, title, alt, lambda: lines.draw(id, title, alt, lines.split(panels)))
 
 
 def arm_slots(arms: Sequence[Arm]) -> dict[str, int]:
-    """The look of each arm by its name."""
-    return dict(zip((a.name for a in arms), fig.slots([a.name for a in arms], [a.method for a in arms]), strict=True))
+    """The look of each arm by its name; arms on other variants of the base model may look alike."""
+    found: dict[str, int] = {}
+    for variant in dict.fromkeys(arm.variant for arm in arms):
+        own = [arm for arm in arms if arm.variant == variant]
+        found |= zip((a.name for a in own), fig.slots([a.name for a in own], [a.method for a in own]), strict=True)
+    return found
 
 
 def losses(arms: Sequence[Arm]) -> Section | None:
@@ -52,13 +54,7 @@ def _curves(arms: Sequence[Arm], key: str, title: str, id: str, axis: str) -> Se
     series = [s for arm in arms if (s := _series(arm, slots[arm.name], lambda run: _points(run, key)))]
     if not any(len(s.points) > 1 for s in series):
         return None
-    groups = [series[i : i + PER_PANEL] for i in range(0, len(series), PER_PANEL)]
-    panels = [
-        Panel(
-            "" if len(groups) == 1 else f"{title} {i + 1} of {len(groups)}", "step", axis, group, markers=key != "loss"
-        )
-        for i, group in enumerate(groups)
-    ]
+    panels = [Panel("", "step", axis, series, markers=key != "loss")]
     blocks: list[Any] = [picture(id, title, lines.from_to(series, title), panels)]
     lost = [
         f"{run.name} from step {first}"
@@ -96,7 +92,7 @@ def _series(arm: Arm, slot: int, points: Callable[[Run], Points]) -> Series | No
         return None
     mean, _ = lines.mean_line(found)
     # Seeds that were logged at different steps have no mean: the first one stands for the arm.
-    return Series(arm.name, slot, mean or found[0], behind=found if len(found) > 1 else [])
+    return Series(arm.name, slot, mean or found[0], behind=found if len(found) > 1 else [], variant=arm.variant)
 
 
 def retention(arms: Sequence[Arm], bases: Mapping[str, Mapping[str, Measured]]) -> Section | None:
@@ -107,7 +103,9 @@ def retention(arms: Sequence[Arm], bases: Mapping[str, Mapping[str, Measured]]) 
     panels: list[Panel] = []
     for name in names:
         found = [(arm, *values[arm.name][name]) for arm in arms if name in values[arm.name]]
-        series = [Series(arm.name, slots[arm.name], points, errors) for arm, points, errors in found]
+        series = [
+            Series(arm.name, slots[arm.name], points, errors, variant=arm.variant) for arm, points, errors in found
+        ]
         panels.append(Panel(metrics.title(name), "step", "", series))
     if not panels:
         return None
@@ -157,12 +155,14 @@ def _measured_at(arm: Arm, base: Mapping[str, Measured]) -> dict[str, Line]:
 
 
 def ranks(arms: Sequence[Arm]) -> Section | None:
-    """Each metric over the rank, for labels that were run at two ranks or more."""
+    """Each metric over the rank, for labels that were run at two ranks or more on one variant."""
     lines_of: dict[str, list[Arm]] = {}
     for arm in arms:
-        crowded = sum(1 for a in arms if (a.label, a.r) == (arm.label, arm.r)) > 1
+        same = (arm.label, arm.variant, arm.r)
+        crowded = sum(1 for a in arms if (a.label, a.variant, a.r) == same) > 1
         if arm.r is not None:
-            name = f"{arm.label} lr={rate(arm.learning_rate)}" if crowded else arm.label
+            name = arm.label if arm.variant == "base" else f"{arm.label}@{arm.variant}"
+            name += f" lr={rate(arm.learning_rate)}" if crowded else ""
             lines_of.setdefault(name, []).append(arm)
     swept = {name: sorted(a, key=lambda a: a.r or 0) for name, a in lines_of.items() if len({x.r for x in a}) > 1}
     if not swept:
@@ -176,7 +176,8 @@ def ranks(arms: Sequence[Arm]) -> Section | None:
         for (name, a), slot in zip(swept.items(), looks, strict=True):
             here = [arm for arm in a if metric in arm.metrics]
             points: Points = [(float(arm.r or 0), arm.metrics[metric].mean) for arm in here]
-            series += [Series(name, slot, points, [arm.metrics[metric].stderr for arm in here])] if points else []
+            errors = [arm.metrics[metric].stderr for arm in here]
+            series += [Series(name, slot, points, errors, variant=a[0].variant)] if points else []
         panels.append(Panel(metrics.title(metric), "rank r", "", series, x_log=True, x_ticks=ticks))
     alt = " ".join(lines.from_to(panel.series, panel.title) for panel in panels)
     return (

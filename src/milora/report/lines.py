@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from milora.report import figure as fig
@@ -23,6 +23,12 @@ class Series:
     errors: list[float | None] = field(default_factory=list)
     behind: list[Points] = field(default_factory=list)
     ringed: int | None = None  # the point that was chosen
+    variant: str = "base"  # of the base model
+
+    @property
+    def legend(self) -> str:
+        """Its name within the pictures of one variant."""
+        return self.name.replace(f"@{self.variant}", "")
 
 
 @dataclass(frozen=True)
@@ -39,11 +45,25 @@ class Panel:
     markers: bool = True
 
 
+def split(panels: Sequence[Panel], most: int = 8) -> list[Panel]:
+    """One panel for each variant of the base model, and for every ``most`` lines: more cannot be told apart."""
+    found = []
+    for panel in panels:
+        variants = dict.fromkeys(s.variant for s in panel.series)
+        for variant in variants:
+            own = [s for s in panel.series if s.variant == variant]
+            for i in range(0, len(own), most):
+                parts = [panel.title, f"@{variant}" if len(variants) > 1 else "", f"({i // most + 1})" if i else ""]
+                title = " ".join(part for part in parts if part)
+                found.append(replace(panel, title=title, series=own[i : i + most]))
+    return found
+
+
 def draw(id: str, title: str, alt: str, panels: Sequence[Panel]) -> str:
     """The panels as one SVG with one legend under them."""
     columns = 1 if len(panels) == 1 else 2
     rows = math.ceil(len(panels) / columns)
-    names = list(dict.fromkeys(s.name for panel in panels for s in panel.series))
+    names = list(dict.fromkeys(s.legend for panel in panels for s in panel.series))
     legend = 0.25 * math.ceil(len(names) / _columns(names)) + 0.15
     with fig.new_figure((3.5 if columns == 1 else 2.6 * rows) + legend) as figure:
         axes = figure.subplots(rows, columns, squeeze=False)
@@ -78,7 +98,7 @@ def _panel(axis: Any, panel: Panel) -> dict[str, Any]:
         if any(e == e for e in errors):
             axis.errorbar(x, y, yerr=errors, fmt="none", ecolor=look["color"], elinewidth=1, capsize=2.5)
         every = max(1, len(x) // 12)
-        handles[series.name] = axis.plot(x, y, markevery=every, **look)[0]
+        handles[series.legend] = axis.plot(x, y, markevery=every, **look)[0]
         if series.ringed is not None:
             ring = {"marker": "o", "markersize": 12, "fillstyle": "none", "markeredgewidth": 1.3}
             axis.plot([x[series.ringed]], [y[series.ringed]], linestyle="", color=look["color"], **ring)

@@ -6,7 +6,7 @@ A point is on the front if no other point is at least as good in both and better
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from milora.report import metrics
@@ -43,6 +43,10 @@ class Front:
     variant: str
     direction: int
     points: list[Point]
+
+    def shown(self) -> list[Point]:
+        """The points by the names that they have in a picture of this variant alone."""
+        return [replace(p, name=p.name.replace(f"@{self.variant}", "")) for p in self.points]
 
     @property
     def title(self) -> str:
@@ -153,4 +157,4 @@ def _picture(id: str, front: Front) -> Picture:
     last = {p.name: p for p in sorted(front.points, key=lambda p: p.step or 0)}
     told = "; ".join(f"{p.name}: KL {number(p.kl)}, {front.title} {number(p.score)}" for p in last.values())
     alt = f"{told}. On the front: {', '.join(front.best) or 'none'}."
-    return Picture(id, title, alt, lambda: draw(id, title, alt, front.title, front.direction, front.points))
+    return Picture(id, title, alt, lambda: draw(id, title, alt, front.title, front.direction, front.shown()))

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from milora.report import figure as fig
-from milora.report.document import short
+from milora.report.document import number, short
 
 # Where a name may stand beside its point: right, left and above, in points of the picture.
 PLACES = [(side, up) for up in (7, -7, 17, -17, 28, -28, 40, -40) for side in (1, -1)]
 Box = tuple[float, float, float, float]  # left, right, low, high
+FAR = 2.5  # spreads of the arms
 LETTER, LINE, MARK = 5.0, 10.0, 6.0  # width of a letter, height of a line, half a marker
 
 
@@ -31,13 +32,32 @@ def draw(id: str, title: str, alt: str, score: str, direction: int, points: Sequ
         front = sorted({(p.kl, p.score) for p in points if p.on_front})
         if len(front) > 1:
             axis.plot(*zip(*front, strict=True), linestyle=(0, (1, 2)), linewidth=1.2, color=fig.INK, zorder=1)
+        beyond = _leave_base_out(axis, points)
         if direction < 0:
             axis.invert_yaxis()
         words = {1: "\n(higher is better)", -1: "\n(lower is better, drawn upwards)"}.get(direction, "")
         axis.set(xlabel="forgetting: KL to the base (nats per token), left is better", ylabel=short(score, 50) + words)
         figure.draw_without_rendering()
-        _name(axis, points)
+        _name(axis, [p for p in points if p not in beyond])
         return fig.svg(figure, id, title, alt)
+
+
+def _leave_base_out(axis: Any, points: Sequence[Any]) -> list[Any]:
+    """Zoom in on the arms where the base is so far from them that they could not be told apart; say where it is."""
+    base, others = [p for p in points if p.slot < 0], [p for p in points if p.slot >= 0]
+    if not base or len(others) < 2:
+        return []
+    spread = max(p.score for p in others) - min(p.score for p in others)
+    if spread <= 0 or max(abs(b.score - p.score) for b in base for p in others) < FAR * spread:
+        return []
+    for low, high, set_limits in (
+        (min(p.kl - (p.kl_error or 0) for p in others), max(p.kl + (p.kl_error or 0) for p in others), axis.set_xlim),
+        (min(p.score for p in others), max(p.score for p in others), axis.set_ylim),
+    ):
+        set_limits(low - 0.15 * (high - low), high + 0.15 * (high - low))
+    told = f"the base is beyond the edge: KL {number(base[0].kl)}, {number(base[0].score)}"
+    axis.text(0.01, 0.02, told, transform=axis.transAxes, color=fig.MUTED)
+    return base
 
 
 def _way(axis: Any, own: Sequence[Any]) -> None:

@@ -69,7 +69,8 @@ def table(arms: Sequence[Arm], bases: Mapping[str, Mapping[str, Measured]]) -> S
     if not arms:
         return None
     said = "Mean ± standard error over seeds; no error where there is one seed. ↑ higher is better, ↓ lower is better."
-    said += " Bold is the best mean of a column, which need not be a clear difference: see the paired differences."
+    said += " Bold is the best mean of a column for each base model, which need not be a clear difference: the paired"
+    said += " differences tell."
     shown = [arm for arm in arms if arm.chosen]
     blocks: list[Any] = [Text(said), _table("results-table", "Results by arm", shown, bases)]
     if others := [arm for arm in arms if not arm.chosen]:
@@ -83,10 +84,10 @@ def _table(id: str, caption: str, arms: Sequence[Arm], bases: Mapping[str, Mappi
     names = metrics.ordered(
         {n for arm in arms for n in arm.shown()} | {n for b in bases.values() for n in b if metrics.whole(n)}
     )
-    best = {name: _best(arms, name) for name in names}
+    best = {(a.variant, n): _best([b for b in arms if b.variant == a.variant], n) for a in arms for n in names}
     header = [("arm", False), ("method", False), ("r", True), ("learning rate", True), ("seeds", True)]
     header += [("trainable", True)] + [(metrics.title(name) + _arrow(name), True) for name in names]
-    rows = [[*_who(arm), *(_metric(arm.metrics.get(name), best[name]) for name in names)] for arm in arms]
+    rows = [[*_who(arm), *(_metric(arm.metrics.get(name), best[arm.variant, name]) for name in names)] for arm in arms]
     for variant, base in bases.items():
         name = "base" if variant == "base" else f"base@{variant}"
         values = [_metric(base.get(metric), None) for metric in names]

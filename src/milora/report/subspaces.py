@@ -26,7 +26,7 @@ from milora.report.document import (
     text_cell,
 )
 from milora.report.learning import arm_slots, picture
-from milora.report.lines import Panel, Series, from_to
+from milora.report.lines import Panel, Series, from_to, split
 
 SIDES = ("left", "right")
 PARTS = ("top", "bottom", "random")
@@ -170,7 +170,7 @@ def spectra(arms: Sequence[Arm]) -> Section | None:
         for name, all_values in by_type.items():
             middle = [median(column) for column in zip(*all_values, strict=False)]
             points = [(float(i + 1), v if v > 0 else None) for i, v in enumerate(middle)]
-            found.setdefault(name, []).append(Series(arm.name, slots[arm.name], points))
+            found.setdefault(name, []).append(Series(arm.name, slots[arm.name], points, variant=arm.variant))
             ranks, intruders = _numbers(arm, name, "effective_rank"), _numbers(arm, name, "intruders")
             rows.append(
                 [
@@ -182,7 +182,7 @@ def spectra(arms: Sequence[Arm]) -> Section | None:
     if not found:
         return None
     axis = "singular value of ΔW"
-    panels = [Panel(name, "index", axis, s, y_log=True, markers=False) for name, s in found.items()]
+    panels = split([Panel(name, "index", axis, s, y_log=True, markers=False) for name, s in found.items()])
     header = [("arm", False), ("module", False), ("largest", True), ("last one kept", True)]
     header += [("effective rank", True), ("intruders per matrix", True)]
     table = Table("spectra-table", "Singular values of ΔW: medians over layers and seeds", header, rows)
@@ -197,73 +197,3 @@ def spectra(arms: Sequence[Arm]) -> Section | None:
 def _numbers(arm: Arm, module_type: str, key: str) -> list[float]:
     of_type = [m.get(key) for m in _modules(arm) if str(m.get("type")) == module_type]
     return [float(v) for v in of_type if isinstance(v, int | float)]
-
-
-def ratios(arms: Sequence[Arm]) -> Section | None:
-    """||dW|| of each arm as a ratio to LoRA's at the same rate: predicted from the start, and measured."""
-    rows: list[list[Cell]] = []
-    pairs: dict[str, list[tuple[str, float | None, float | None]]] = {}
-    for arm in arms:
-        predicted, measured = _by_name(arm.predicted), _by_name(arm.measured)
-        for name in dict.fromkeys([*predicted, *measured]):
-            p, m = predicted.get(name), measured.get(name)
-            pairs.setdefault(arm.name, []).append((name, p, m))
-            off = Cell(f"{100 * (p / m - 1):+.0f} %".replace("-", "−"), p / m - 1) if p is not None and m else missing()
-            rows.append([text_cell(arm.name), text_cell(name), number_cell(p), number_cell(m), off])
-    if not rows:
-        return None
-    told = [
-        f"{arm}, {name}: predicted {'none' if p is None else number(p)}, measured {'none' if m is None else number(m)}"
-        for arm, values in pairs.items()
-        for name, p, m in values
-    ]
-    title, slots = "Size of the change as a ratio to LoRA's: predicted and measured", arm_slots(arms)
-    shown = Picture("ratios", title, "; ".join(told) + ".", lambda: _draw_ratios(title, "; ".join(told), pairs, slots))
-    header = [
-        ("arm", False),
-        ("module", False),
-        ("predicted", True),
-        ("measured", True),
-        ("prediction is off by", True),
-    ]
-    table = Table("ratios-table", "‖ΔW‖ as a ratio to LoRA's at the same learning rate", header, rows)
-    said = "A ratio above 1 is a larger change than LoRA's."
-    if any(arm.predicted for arm in arms):
-        said += " Predicted from the factors at the start: ‖ΔW‖ ∼ lr · s · √(out ‖A₀‖² + in ‖B₀‖²)."
-    return Section(
-        "ratios-section",
-        "Predicted and measured size of the change",
-        [Text(said), shown, Folded("The numbers", [table])],
-    )
-
-
-def _by_name(record: dict[str, Any]) -> dict[str, float]:
-    named = {**(record.get("by_type") or {}), "all": record.get("all")}
-    return {name: float(v) for name, v in named.items() if isinstance(v, int | float)}
-
-
-def _draw_ratios(title: str, alt: str, pairs: dict[str, list[Any]], slots: dict[str, int]) -> str:
-    from matplotlib.lines import Line2D
-
-    names = list(dict.fromkeys(name for values in pairs.values() for name, _, _ in values))
-    step = 0.8 / len(pairs)
-    with fig.new_figure(3.6) as figure:
-        axis = figure.subplots()
-        handles = []
-        for i, (arm, values) in enumerate(pairs.items()):
-            look = fig.look(slots[arm])
-            dots = {"color": look["color"], "marker": look["marker"], "linestyle": ""}
-            for name, p, m in values:
-                x = names.index(name) - 0.4 + step * (i + 0.5)
-                if p is not None and m is not None:
-                    axis.plot([x, x], [p, m], color=look["color"], linewidth=1)
-                if p is not None:
-                    axis.plot([x], [p], fillstyle="none", **dots)
-                if m is not None:
-                    axis.plot([x], [m], **dots)
-            handles.append(Line2D([], [], label=short(arm), **dots))
-        axis.axhline(1, color=fig.MUTED, linewidth=0.8)
-        axis.set_xticks(range(len(names)), [n[-16:] for n in names])
-        axis.set_ylabel("‖ΔW‖ / ‖ΔW‖ of LoRA\n(hollow: predicted, full: measured)")
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
-        return fig.svg(figure, "ratios", title, alt)
