@@ -110,11 +110,7 @@ def test_a_small_twin_trains_a_step_of_each_method(name, shared_data, tiny_llama
         "base.model_name_or_path": str(tiny_llama), "base.dtype": "float32", "base.bf16": False, "base.max_steps": 2,
         "base.lora_r": 4, "base.max_length": 500, "seeds": [0], "measure.at": [2], "measure.tasks": [],
         "measure.forgetting.max_tokens": 128, "measure.forgetting.block": 64, "output_dir": str(tmp_path / "out"),
-<<<<<<< HEAD
-        "base.lora_alpha": None, "base.overlong": "drop",
-=======
-        "base.lora_alpha": None, "base.dataset_limit": 64, "base.overlong": "drop",
->>>>>>> 169d6be (Keep the slow test of the small twins to few rows)
+        "base.lora_alpha": None, "base.overlong": "drop", "base.dataset_limit": 64,
     }  # fmt: skip
     if planned(load_grid(name))["runs"][0].recipe.val_set_size:
         over["base.val_set_size"] = 4  # few rows fit the tiny model's context of 512 bytes
