@@ -22,6 +22,7 @@ SCORES = {"cloze": ("milora_book_cloze", "acc"), "questions": ("milora_questions
 ASKED = ("cloze", "questions")
 ARM = ("arm", "rate", "seeds", "parameters", "wording NLL", "accuracy", "KL")
 PAIR = ("arms", "seeds", "wording NLL", "KL", "KL", "ratio", "95 %")
+AGREED = {True: ", every seed agrees.", False: ", the seeds do not agree."}
 PAIRS = (("mica", "lora"), ("milora", "lora"), ("full", "lora"), ("mica_random", "lora"), ("mica_top", "lora"),
          ("mica_random", "mica"), ("mica_top", "mica"))  # fmt: skip
 
@@ -46,20 +47,20 @@ def write(output: Path, grid: Grid, jobs: Sequence[Job], about: Mapping[str, Any
 
 def gather(jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """One record for each arm and rate: its metrics by step, over the seeds that are done."""
-    found: dict[tuple[str, float], dict[int, dict[str, Any]]] = {}
+    found: dict[tuple[str, Any], list[Job]] = {}
     for job in jobs:
         if (Path(job.recipe.output_dir) / "done.json").is_file():
-            by_seed = found.setdefault((job.cell.arm.label, job.learning_rate), {})
-            by_seed[job.seed] = read_json(Path(job.recipe.output_dir) / FILE)
-    methods = {job.cell.arm.label: job for job in jobs}
-    arms = [_arm(label, rate, methods[label], by_seed) for (label, rate), by_seed in found.items()]
+            found.setdefault((job.cell.arm.label, job.learning_rate), []).append(job)
+    arms = [_arm(done) for done in found.values()]
     for arm in arms:
         own = [a for a in arms if a["label"] == arm["label"]]
         arm["chosen"] = arm is min(own, key=lambda a: a["steps"][-1]["metrics"]["wording_nll"]["mean"])
     return arms
 
 
-def _arm(label: str, rate: float, job: Job, by_seed: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+def _arm(done: Sequence[Job]) -> dict[str, Any]:
+    by_seed = {job.seed: read_json(Path(job.recipe.output_dir) / FILE) for job in done}
+    job = done[0]
     steps: dict[int, dict[str, Any]] = {}
     for seed, record in sorted(by_seed.items()):
         for row in record["rows"]:
@@ -72,7 +73,8 @@ def _arm(label: str, rate: float, job: Job, by_seed: Mapping[int, Mapping[str, A
     ordered = [steps[step] for step in sorted(steps)]
     run = RunFolder(job.recipe.output_dir).provenance()
     return {
-        "label": label, "method": job.recipe.method, "settings": job.recipe.method_settings, "learning_rate": rate,
+        "label": job.cell.arm.label, "method": job.recipe.method, "settings": job.recipe.method_settings,
+        "learning_rate": job.learning_rate,
         "r": job.cell.r, "trainable_parameters": run.get("trainable_parameters"), "seeds": sorted(by_seed),
         "base": ordered[0]["metrics"], "steps": ordered[1:],
     }  # fmt: skip
@@ -152,7 +154,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         "",
         f"The gain comes from the frozen orthonormal factor rather than from the minor directions: "
         f"{record['verdict']['claim'] or record['verdict']['why']}"
-        + (", every seed agrees." if record["verdict"].get("every_seed_agrees") else "."),
+        + AGREED.get(record["verdict"].get("every_seed_agrees"), "."),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

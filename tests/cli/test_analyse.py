@@ -2,22 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from cli.calls import call, refused
 from milora.cli.app import main
 from milora.runs import RunFolder
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    lines = [json.dumps({"prompt": f"{i} and {i} is ", "completion": f"{2 * i}."}) for i in range(12)]
-    file.write_text("\n".join(lines) + "\n")
-    return file
 
 
 @pytest.fixture(scope="module")
@@ -29,20 +21,6 @@ def runs(tiny_llama: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory)
         more += ["--lora_r", 4, "--learning_rate", 1e-3, "--per_device_train_batch_size", 2]
         assert main([str(a) for a in ["train", *common, *more, "--quiet"]]) == 0
     return {method: folder / method for method in ("milora", "full")}
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Any:
-    capsys.readouterr()
-    code = main([*(str(a) for a in arguments), "--json"])
-    printed = capsys.readouterr()
-    assert code == 0, printed.err
-    return json.loads(printed.out)
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
-    capsys.readouterr()
-    assert main([str(a) for a in arguments]) == 2
-    return next(line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
 
 
 def test_a_run_keeps_its_analysis(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]):
@@ -95,12 +73,14 @@ def test_full_fine_tuning_and_two_models_are_the_same_measurement(
     assert list(chosen["summary"]["by_type"]) == ["up_proj"]
 
 
-def test_wrong_calls_are_one_line(runs: dict[str, Path], tiny_llama: Path, capsys: pytest.CaptureFixture[str]):
+def test_wrong_calls_are_one_line(
+    runs: dict[str, Path], tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     assert "allowed a run or an adapter, or --tuned" in refused(capsys, "analyse")
     assert "allowed a run or an adapter, or --tuned" in refused(
         capsys, "analyse", runs["full"], "--tuned", "x", "--overwrite"
     )
     assert "--model_name_or_path: got none" in refused(capsys, "analyse", "--tuned", tiny_llama)
     assert "does not exist" in refused(capsys, "analyse", "/nowhere/at/all")
-    said = refused(capsys, "analyse", runs["milora"], "--r", 0, "--output", "/tmp/never-written.json")
-    assert "r: got 0" in said and not Path("/tmp/never-written.json").exists()
+    said = refused(capsys, "analyse", runs["milora"], "--r", 0, "--output", tmp_path / "never-written.json")
+    assert "r: got 0" in said and not (tmp_path / "never-written.json").exists()

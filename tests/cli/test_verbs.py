@@ -2,34 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
+from cli.calls import call, refused
 from milora.cli.app import main
 from milora.recipes import Recipe, recipes
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    lines = [json.dumps({"prompt": f"{i} and {i} is ", "completion": f"{2 * i}."}) for i in range(12)]
-    file.write_text("\n".join(lines) + "\n")
-    return file
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Any:
-    code = main([*(str(a) for a in arguments), "--json"])
-    printed = capsys.readouterr()
-    assert code == 0, printed.err
-    return json.loads(printed.out)
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
-    capsys.readouterr()
-    assert main([str(a) for a in arguments]) == 2
-    return next(line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
 
 
 def test_every_key_is_a_flag(capsys: pytest.CaptureFixture[str]):

@@ -78,6 +78,7 @@ def made_up(job, kl):
         for e in range(4)
     ]  # fmt: skip
     write_json(Path(job.recipe.output_dir) / "retention.json", {"settings": {}, "rows": rows})
+    write_json(Path(job.recipe.output_dir) / "provenance.json", {"trainable_parameters": 7})
     write_json(Path(job.recipe.output_dir) / "done.json", {})
 
 
@@ -112,3 +113,5 @@ def test_without_the_runs_nothing_is_claimed(book, tables, tmp_path):
     tables.write(tmp_path / "book", grid, jobs, {"paragraphs": 2, "tokens": 9, "mcq": 1, "cloze": 1})
     record = json.loads((tmp_path / "book.json").read_text())
     assert record["verdict"] == {"claim": None, "why": "not measured"} and record["matched"] == []
+    (arm,) = record["arms"]  # of a label whose other runs were never started
+    assert arm["trainable_parameters"] == 7

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -13,6 +12,7 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 
+from browser import serious
 from milora.adapters import method_names
 
 pytestmark = pytest.mark.slow
@@ -124,19 +124,6 @@ def test_the_notebook_has_run(trees: dict[str, Any]):
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no Chromium on this machine (apt-get install chromium)")
-    with playwright.sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
 def served(site: Path) -> Iterator[str]:
     """The site on a port of this machine."""
     import threading
@@ -154,27 +141,21 @@ def served(site: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_main_pages_are_accessible(browser: Any, served: str, scheme: str):
-    axe = pytest.importorskip(
-        "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
-    ).Axe()
-    serious: list[str] = []
-    context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 900})
+def test_main_pages_are_accessible(chromium: Any, served: str, scheme: str):
+    context = chromium.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 900})
     tab = context.new_page()
+    found: list[str] = []
     for path in MAIN:
         tab.goto(served + path, wait_until="load")
-        for found in axe.run(tab).response["violations"]:
-            if found["impact"] in ("serious", "critical"):
-                nodes = [f"{node['target']} {node['html'][:120]}" for node in found["nodes"][:3]]
-                serious.append(f"{path}: {found['id']} ({len(found['nodes'])}): {nodes}")
+        found += [f"{path}: {problem}" for problem in serious(tab)]
     context.close()
-    assert not serious, "\n".join(serious)
+    assert not found, "\n".join(found)
 
 
-def test_main_pages_ask_for_nothing_and_complain_of_nothing(browser: Any, served: str):
+def test_main_pages_ask_for_nothing_and_complain_of_nothing(chromium: Any, served: str):
     requests: list[str] = []
     complaints: list[str] = []
-    context = browser.new_context(viewport={"width": 390, "height": 800})
+    context = chromium.new_context(viewport={"width": 390, "height": 800})
     tab = context.new_page()
     tab.on("request", lambda request: requests.append(request.url))
     tab.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
@@ -189,10 +170,12 @@ def test_main_pages_ask_for_nothing_and_complain_of_nothing(browser: Any, served
     assert not complaints
 
 
-def test_search_finds_a_page(browser: Any, served: str):
-    tab = browser.new_page(viewport={"width": 1280, "height": 900})
+def test_search_finds_a_page(chromium: Any, served: str):
+    tab = chromium.new_page(viewport={"width": 1280, "height": 900})
     tab.goto(served + "index.html", wait_until="networkidle")
     tab.click(".md-search__input")
     tab.keyboard.type("amplification")
     tab.wait_for_selector(".md-search-result__item", state="attached", timeout=20000)
+    first = tab.locator(".md-search-result__item").first.text_content()
     tab.close()
+    assert "amplification" in first.lower()

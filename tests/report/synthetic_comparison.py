@@ -7,6 +7,72 @@ from typing import Any
 
 from report.synthetic import METHODS, PROVENANCE, TYPES, run, score, write_json
 
+CHECKS = [
+    {
+        "name": "forgetting PiSSA > LoRA",
+        "what": "ratio of KL, mean over seeds",
+        "value": 1.57,
+        "limit": 1.25,
+        "sense": ">=",
+        "passed": True,
+        "gate": True,
+    },
+    {
+        "name": "forgetting LoRA > MiLoRA",
+        "what": "ratio of KL, mean over seeds",
+        "value": 1.01,
+        "limit": 1.05,
+        "sense": ">=",
+        "passed": False,
+        "gate": True,
+    },
+    {
+        "name": "amplification",
+        "what": "not measured here",
+        "value": None,
+        "limit": 1.5,
+        "sense": ">=",
+        "passed": None,
+        "gate": True,
+    },
+    {
+        "name": "minor against random",
+        "what": "difference of validation loss",
+        "value": -0.016,
+        "limit": 0.0,
+        "sense": "<=",
+        "passed": True,
+        "gate": False,
+    },
+]
+MATCHED: list[dict[str, Any]] = [
+    {
+        "a": "lora",
+        "b": "milora",
+        "variant": "base",
+        "r": [8, 8],
+        "path": "steps",
+        "comparable": True,
+        "reason": None,
+        "seeds": 3,
+        "validation_loss": 0.944,
+        "kl_a": 0.271,
+        "kl_b": 0.244,
+        "ratio": 1.11,
+        "interval": [1.02, 1.2],
+    },
+    {
+        "a": "lora",
+        "b": "pissa",
+        "variant": "base",
+        "r": [8, 8],
+        "path": "steps",
+        "comparable": False,
+        "reason": "the losses do not overlap",
+        "seeds": 0,
+    },
+]
+
 
 def make(
     folder: Path,
@@ -25,6 +91,30 @@ def make(
             arms.append(_arm(folder, label, r, seeds, layers, hostile, long))
     for arm in arms:
         arm["against"] = _against(arm, arms)
+    write_json(
+        folder / "comparison.json",
+        {
+            "arms": arms,
+            "pareto": _points(arms),
+            "matched": MATCHED,
+            "checks": CHECKS,
+            "settings": {"seeds": list(seeds)},
+            "provenance": PROVENANCE,
+        },
+    )
+    write_json(folder / "selection.json", _selection(labels))
+    write_json(
+        folder / "base" / "eval" / "results.json", {"scores": [{**score("gsm8k", 0, 0), "value": 0.4, "stderr": 0.05}]}
+    )
+    write_json(
+        folder / "runs" / "pissa-r8-lr0.0003-s3" / "failed.json",
+        {"error": f"RuntimeError: out of memory {hostile}".strip(), "where": "training, step 12"},
+    )
+    return folder
+
+
+def _points(arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Learning against forgetting at two steps."""
     points = [
         {
             "label": a["label"],
@@ -41,84 +131,14 @@ def make(
         for a in arms
         if "kl" in a["metrics"] and a["r"] == 8
     ]
-    points += [p | {"score": p["score"] + 0.4, "kl": p["kl"] * 0.6, "on_front": False, "step": 16} for p in points]
-    checks = [
-        {
-            "name": "forgetting PiSSA > LoRA",
-            "what": "ratio of KL, mean over seeds",
-            "value": 1.57,
-            "limit": 1.25,
-            "sense": ">=",
-            "passed": True,
-            "gate": True,
-        },
-        {
-            "name": "forgetting LoRA > MiLoRA",
-            "what": "ratio of KL, mean over seeds",
-            "value": 1.01,
-            "limit": 1.05,
-            "sense": ">=",
-            "passed": False,
-            "gate": True,
-        },
-        {
-            "name": "amplification",
-            "what": "not measured here",
-            "value": None,
-            "limit": 1.5,
-            "sense": ">=",
-            "passed": None,
-            "gate": True,
-        },
-        {
-            "name": "minor against random",
-            "what": "difference of validation loss",
-            "value": -0.016,
-            "limit": 0.0,
-            "sense": "<=",
-            "passed": True,
-            "gate": False,
-        },
+    return points + [
+        p | {"score": p["score"] + 0.4, "kl": p["kl"] * 0.6, "on_front": False, "step": 16} for p in points
     ]
-    matched = [
-        {
-            "a": "lora",
-            "b": "milora",
-            "variant": "base",
-            "r": [8, 8],
-            "path": "steps",
-            "comparable": True,
-            "reason": None,
-            "seeds": 3,
-            "validation_loss": 0.944,
-            "kl_a": 0.271,
-            "kl_b": 0.244,
-            "ratio": 1.11,
-            "interval": [1.02, 1.2],
-        },
-        {
-            "a": "lora",
-            "b": "pissa",
-            "variant": "base",
-            "r": [8, 8],
-            "path": "steps",
-            "comparable": False,
-            "reason": "the losses do not overlap",
-            "seeds": 0,
-        },
-    ]
-    write_json(
-        folder / "comparison.json",
-        {
-            "arms": arms,
-            "pareto": points,
-            "matched": matched,
-            "checks": checks,
-            "settings": {"seeds": list(seeds)},
-            "provenance": PROVENANCE,
-        },
-    )
-    chosen = {
+
+
+def _selection(labels: tuple[str, ...]) -> dict[str, Any]:
+    """Four rates for each arm, the last of which failed."""
+    return {
         label: {
             "criterion": "validation loss",
             "rates": [
@@ -134,15 +154,6 @@ def make(
         }
         for label in labels
     }
-    write_json(folder / "selection.json", chosen)
-    write_json(
-        folder / "base" / "eval" / "results.json", {"scores": [{**score("gsm8k", 0, 0), "value": 0.4, "stderr": 0.05}]}
-    )
-    write_json(
-        folder / "runs" / "pissa-r8-lr0.0003-s3" / "failed.json",
-        {"error": f"RuntimeError: out of memory {hostile}".strip(), "where": "training, step 12"},
-    )
-    return folder
 
 
 def _arm(

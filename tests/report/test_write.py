@@ -146,3 +146,10 @@ def test_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "exists; --overwrite replaces it" in capsys.readouterr().err
     assert main(["report", runs[0], "--formats", "csv", "--quiet"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "lora" / "report.csv")
+
+
+def test_what_is_written_into_a_folder_goes_when_it_is_overwritten():
+    from milora.comparison import folder as comparison
+    from milora.runs import folder as run
+
+    assert set(NAMES) <= set(run.WRITTEN) and set(NAMES) <= set(comparison.WRITTEN)

@@ -123,7 +123,7 @@ def _do(jobs: Sequence[Job], folder: ComparisonFolder, bench: Bench, console: Co
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
-        workers = [context.Process(target=_work, args=(folder.path, bench, list(jobs), n)) for n in range(procs)]
+        workers = [context.Process(target=_work, args=(folder.path, bench, list(jobs))) for _ in range(procs)]
         for worker in workers:
             worker.start()
     finally:
@@ -134,9 +134,8 @@ def _do(jobs: Sequence[Job], folder: ComparisonFolder, bench: Bench, console: Co
         _note_lost(jobs, code)
 
 
-def _work(path: Path, bench: Bench, jobs: list[Job], number: int) -> None:
+def _work(path: Path, bench: Bench, jobs: list[Job]) -> None:
     torch.set_num_threads(1)
-    # Each process begins elsewhere in the list, so that they do not ask for the same locks.
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     Worker(ComparisonFolder(path), bench, console, shows_training=False).work(jobs)
 
@@ -177,8 +176,8 @@ def _free_memory() -> int:
     return available[0] if available else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def planned(grid: Grid, all_rates: bool = False) -> Mapping[str, list[Job]]:
-    """The runs of a grid without doing any: those that choose rates, and those that may be measured.
+def planned(grid: Grid) -> Mapping[str, list[Job]]:
+    """The runs of a grid without doing any: those that choose rates, and those that may be measured, at every rate.
 
     Raises:
         MiloraError: a recipe of them that is wrong.

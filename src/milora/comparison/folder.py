@@ -8,6 +8,7 @@
     base/                measurements of the base model
     models/VARIANT/      a rescaled base model
     comparison.json      everything that was found
+    report.html, .md, .json, .csv   what ``milora report`` writes of it
     locks/               one for each run: who holds it is at it
 
 Overwriting deletes these and nothing else that lies in the folder.
@@ -29,7 +30,7 @@ MARK = "# The resolved grid of a milora comparison.\n"
 # comparison.yaml is last: an interrupted deletion still leaves a folder known as a comparison.
 WRITTEN = (
     "runs", "selection", "selection.json", "base", "models", "comparison.json", "locks",
-    "report.html", "report.md", "report.csv", "comparison.yaml",
+    "report.html", "report.md", "report.json", "report.csv", "comparison.yaml",
 )  # fmt: skip
 
 

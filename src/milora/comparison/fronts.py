@@ -34,8 +34,8 @@ def matched_pairs(arms: Sequence[ArmResult], grid: Grid) -> list[dict[str, Any]]
     for a, b in combinations([arm for arm in arms if arm.chosen], 2):
         if a.variant != b.variant or (a.r != b.r and None not in (a.r, b.r)):
             continue
-        for path, of in (("steps", _by_steps), ("rates", _by_rates)):
-            paths = of(a, arms), of(b, arms)
+        by_steps, by_rates = (_by_steps(a), _by_steps(b)), (_by_rates(a, arms), _by_rates(b, arms))
+        for path, paths in (("steps", by_steps), ("rates", by_rates)):
             if all(any(len(points) > 1 for points in own.values()) for own in paths):
                 record = matched(*paths, level=grid.level, resamples=grid.resamples)
                 place = {"a": a.label, "b": b.label, "variant": a.variant, "r": [a.r, b.r], "path": path}
@@ -72,7 +72,7 @@ def _point(
     }  # fmt: skip
 
 
-def _by_steps(arm: ArmResult, arms: Sequence[ArmResult]) -> dict[int, list[Point]]:
+def _by_steps(arm: ArmResult) -> dict[int, list[Point]]:
     """Seed -> the points of its measured steps, in their order."""
     found = {}
     for seed, steps in arm.steps.items():

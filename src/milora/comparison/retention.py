@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from typing import Any
 
 from milora.analysis import forgetting, read_text
 from milora.comparison.measure import tuned_at
+from milora.comparison.statistics import mean_and_stderr
 from milora.comparison.wording import paragraphs, wording
 from milora.errors import MiloraError
 from milora.evaluation import evaluate
@@ -230,11 +230,9 @@ def _prompts(result: Mapping[str, Any]) -> list[Any]:
 
 def _over_runs(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One score out of those of several runs."""
-    values, n = [float(row["value"]) for row in rows], len(rows)
-    mean = math.fsum(values) / n
-    spread = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1) / n) if n > 1 else None
+    mean, stderr = mean_and_stderr([float(row["value"]) for row in rows])
     names = {key: rows[0][key] for key in ("task", "metric", "filter")}
-    return {**names, "value": mean, "stderr": spread, "runs": n, "n": rows[0]["n"]}
+    return {**names, "value": mean, "stderr": stderr, "runs": len(rows), "n": rows[0]["n"]}
 
 
 def _named(file: str) -> str:

@@ -8,7 +8,8 @@ Rows are kept apart, so that two models can be compared row by row.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,15 @@ from milora.errors import MiloraError
 from milora.training.masking import IGNORED
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class RowSums:
+    """Sums over the trained tokens of one row: loss in nats, first choices that are right, tokens."""
+
+    loss: float
+    right: int
+    tokens: int
+
+
 def row_losses(model: Any, rows: Dataset, *, pad_token_id: int, batch_size: int = 8) -> list[dict[str, float]]:
     """The summed loss and the number of trained tokens of each row, in the rows' order; in nats.
 
@@ -32,22 +41,27 @@ def row_losses(model: Any, rows: Dataset, *, pad_token_id: int, batch_size: int 
     Raises:
         MiloraError: a loss that is not finite.
     """
-    training, found = model.training, []
+    found = row_sums(model, list(rows), pad_token_id=pad_token_id, batch_size=batch_size)
+    if not all(math.isfinite(row.loss) for row in found):
+        raise MiloraError("validation: the loss of a row is not finite")
+    return [{"loss": row.loss, "tokens": row.tokens} for row in found]
+
+
+@torch.no_grad()
+def row_sums(model: Any, rows: Sequence[Mapping[str, Any]], *, pad_token_id: int, batch_size: int = 8) -> list[RowSums]:
+    """What the model makes of the labels of each row, in the rows' order; see :func:`row_losses`."""
+    training = model.training
     model.eval()
     try:
         # Rows of about one length go together: less padding.
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
-        by_row: dict[int, dict[str, float]] = {}
+        by_row: dict[int, RowSums] = {}
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            losses = _batch(model, [rows[i] for i in chosen], pad_token_id)
-            by_row |= dict(zip(chosen, losses, strict=True))
-        found = [by_row[i] for i in range(len(rows))]
+            by_row |= dict(zip(chosen, _batch(model, [rows[i] for i in chosen], pad_token_id), strict=True))
     finally:
         model.train(training)
-    if not all(math.isfinite(row["loss"]) for row in found):
-        raise MiloraError("validation: the loss of a row is not finite")
-    return found
+    return [by_row[i] for i in range(len(rows))]
 
 
 def mean_loss(rows: Sequence[dict[str, float]]) -> float:
@@ -55,7 +69,7 @@ def mean_loss(rows: Sequence[dict[str, float]]) -> float:
     return math.fsum(row["loss"] for row in rows) / sum(row["tokens"] for row in rows)
 
 
-def _batch(model: Any, rows: Sequence[Any], pad_token_id: int) -> list[dict[str, float]]:
+def _batch(model: Any, rows: Sequence[Mapping[str, Any]], pad_token_id: int) -> list[RowSums]:
     length = max(len(row["input_ids"]) for row in rows)
     ids = torch.full((len(rows), length), pad_token_id)  # (batch, length)
     labels = torch.full((len(rows), length), IGNORED)  # (batch, length)
@@ -73,9 +87,10 @@ def _batch(model: Any, rows: Sequence[Any], pad_token_id: int) -> list[dict[str,
 def _row(
     logits: Tensor,  # (length - 1, vocabulary)
     targets: Tensor,  # (length - 1,)
-) -> dict[str, float]:
+) -> RowSums:
     trained = targets != IGNORED
     targets = targets[trained].to(logits.device)
     log_p = torch.log_softmax(logits[trained.to(logits.device)].float(), dim=-1)  # (trained, vocabulary)
     loss = -log_p.gather(-1, targets.unsqueeze(-1)).double().sum()
-    return {"loss": float(loss), "tokens": len(targets)}
+    right = log_p.argmax(dim=-1) == targets
+    return RowSums(float(loss), int(right.sum()), len(targets))

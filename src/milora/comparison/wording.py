@@ -13,9 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from milora.comparison.validation import row_sums
 from milora.data.files import read_rows
 from milora.errors import MiloraError
 
@@ -44,7 +42,6 @@ def paragraphs(file: str | Path, tokenizer: Any, context: int | None = None) -> 
     return found
 
 
-@torch.no_grad()
 def wording(model: Any, rows: Sequence[Sequence[int]], *, pad_token_id: int = 0, batch_size: int = 8) -> dict[str, Any]:
     """The model's loss and accuracy on paragraphs.
 
@@ -54,37 +51,9 @@ def wording(model: Any, rows: Sequence[Sequence[int]], *, pad_token_id: int = 0,
     Raises:
         MiloraError: a loss that is not finite.
     """
-    training = model.training
-    model.eval()
-    try:
-        # Paragraphs of about one length go together: less padding.
-        ordered = sorted(rows, key=len)
-        batches = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
-        sums = torch.stack([_batch(model, batch, pad_token_id) for batch in batches]).sum(dim=0)  # (3,)
-    finally:
-        model.train(training)
-    loss, right, tokens = sums.tolist()
+    labelled = [{"input_ids": row, "labels": row} for row in rows]
+    found = row_sums(model, labelled, pad_token_id=pad_token_id, batch_size=batch_size)
+    loss, tokens = math.fsum(row.loss for row in found), sum(row.tokens for row in found)
     if not math.isfinite(loss):
         raise MiloraError("wording: the loss of a paragraph is not finite")
-    return {"nll": loss / tokens, "accuracy": right / tokens, "tokens": int(tokens)}
-
-
-def _batch(model: Any, rows: Sequence[Sequence[int]], pad_token_id: int) -> Tensor:  # (3,), float64
-    """Sums over the predicted tokens: the loss, those that are the first choice, their number."""
-    length = max(map(len, rows))
-    ids = torch.full((len(rows), length), pad_token_id)  # (batch, length)
-    mask = torch.zeros(len(rows), length, dtype=torch.long)  # (batch, length)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = 1
-    ids, mask = ids.to(model.device), mask.to(model.device)
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[
-        :, :-1
-    ]  # (batch, length - 1, vocabulary)
-    total = torch.zeros(3, dtype=torch.float64)
-    for own, targets, there in zip(logits, ids[:, 1:], mask[:, 1:].bool(), strict=True):
-        own, targets = own[there].float(), targets[there]  # (tokens, vocabulary), (tokens,)
-        log_p = torch.log_softmax(own, dim=-1).gather(-1, targets.unsqueeze(-1))  # (tokens, 1)
-        right = own.argmax(dim=-1) == targets
-        total += torch.stack([-log_p.double().sum(), right.double().sum(), torch.tensor(len(targets)).double()]).cpu()
-    return total
+    return {"nll": loss / tokens, "accuracy": sum(row.right for row in found) / tokens, "tokens": tokens}

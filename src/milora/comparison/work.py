@@ -40,22 +40,17 @@ class Worker:
     _base: SharedBase | None = None
     _base_keys: list[object] = field(default_factory=list)
 
-    def work(self, jobs: Sequence[Job]) -> int:
-        """Do what is to be done of a list; runs that another process holds are waited for at the end.
-
-        Returns:
-            How many runs this process did.
-        """
-        done, held = 0, []
+    def work(self, jobs: Sequence[Job]) -> None:
+        """Do what is to be done of a list; runs that another process holds are waited for at the end."""
+        held = []
         with quiet_libraries(), _cheap_collections():
             for job in jobs:
                 try:
-                    done += self._take(job, timeout=0)
+                    self._take(job, timeout=0)
                 except Timeout:
                     held.append(job)
             for job in held:  # the other process may have died in between
-                done += self._take(job, timeout=-1)
-        return done
+                self._take(job, timeout=-1)
 
     def measure_bases(self, jobs: Sequence[Job]) -> None:
         """Measure the base model of each variant that the list names."""
@@ -63,13 +58,11 @@ class Worker:
             with quiet_libraries(), FileLock(self.folder.locks / f"base-{job.cell.variant.label}.lock"):
                 measure_base(job, self.bench, self._base_of(job.recipe))
 
-    def _take(self, job: Job, timeout: float) -> bool:
+    def _take(self, job: Job, timeout: float) -> None:
         with FileLock(self.folder.locks / f"{Path(job.place).parent}-{job.name}.lock", timeout=timeout):
             run, settings = RunFolder(job.recipe.output_dir), settings_of(self.bench.grid.measure, whole=job.measured)
-            if is_measured(run, settings) or (not job.measured and is_finished(run) and _has_loss(run)):
-                return False
-            self._do(job, run)
-            return True
+            if not (is_measured(run, settings) or (not job.measured and is_finished(run) and _has_loss(run))):
+                self._do(job, run)
 
     def _do(self, job: Job, run: RunFolder) -> None:
         self.console.print(f"{job.name}: " + ("measuring" if is_finished(run) else "training"), highlight=False)
