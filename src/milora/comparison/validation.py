@@ -41,7 +41,7 @@ def row_losses(model: Any, rows: Dataset, *, pad_token_id: int, batch_size: int 
     Raises:
         MiloraError: a loss that is not finite.
     """
-    found = row_sums(model, list(rows), pad_token_id=pad_token_id, batch_size=batch_size)
+    found = row_sums(model, rows.to_list(), pad_token_id=pad_token_id, batch_size=batch_size)
     if not all(math.isfinite(row.loss) for row in found):
         raise MiloraError("validation: the loss of a row is not finite")
     return [{"loss": row.loss, "tokens": row.tokens} for row in found]
