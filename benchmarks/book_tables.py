@@ -22,6 +22,7 @@ SCORES = {"cloze": ("milora_book_cloze", "acc"), "questions": ("milora_questions
 ASKED = ("cloze", "questions")
 ARM = ("arm", "rate", "seeds", "parameters", "wording NLL", "accuracy", "KL")
 PAIR = ("arms", "seeds", "wording NLL", "KL", "KL", "ratio", "95 %")
+LOSS = "wording_nll"  # what recall is matched by
 AGREED = {True: ", every seed agrees.", False: ", the seeds do not agree."}
 PAIRS = (("mica", "lora"), ("milora", "lora"), ("full", "lora"), ("mica_random", "lora"), ("mica_top", "lora"),
          ("mica_random", "mica"), ("mica_top", "mica"))  # fmt: skip
@@ -54,7 +55,7 @@ def gather(jobs: Sequence[Job]) -> list[dict[str, Any]]:
     arms = [_arm(done) for done in found.values()]
     for arm in arms:
         own = [a for a in arms if a["label"] == arm["label"]]
-        arm["chosen"] = arm is min(own, key=lambda a: a["steps"][-1]["metrics"]["wording_nll"]["mean"])
+        arm["chosen"] = arm is min(own, key=lambda a: a["metrics"][LOSS]["mean"])
     return arms
 
 
@@ -76,7 +77,7 @@ def _arm(done: Sequence[Job]) -> dict[str, Any]:
         "label": job.cell.arm.label, "method": job.recipe.method, "settings": job.recipe.method_settings,
         "learning_rate": job.learning_rate,
         "r": job.cell.r, "trainable_parameters": run.get("trainable_parameters"), "seeds": sorted(by_seed),
-        "base": ordered[0]["metrics"], "steps": ordered[1:],
+        "base": ordered[0]["metrics"], "steps": ordered[1:], "metrics": ordered[-1]["metrics"],
     }  # fmt: skip
 
 
@@ -96,12 +97,12 @@ def _pair(arms: Sequence[Mapping[str, Any]], a: str, b: str) -> dict[str, Any] |
     chosen = {arm["label"]: arm for arm in arms if arm["chosen"]}
     if a not in chosen or b not in chosen:
         return None
-    ends = [chosen[label]["steps"][-1]["metrics"] for label in (a, b)]
+    ends = [chosen[label]["metrics"] for label in (a, b)]
     names = [name for name in ("wording_nll", "kl", *SCORES) if name in ends[0] and name in ends[1]]
     differences = {name: paired_difference(ends[0][name]["by_seed"], ends[1][name]["by_seed"]) for name in names}
     found = matched(*(_paths(chosen[label]) for label in (a, b)))
     rates = [chosen[label]["learning_rate"] for label in (a, b)]
-    return {"a": a, "b": b, "learning_rates": rates, "at_the_end": differences, **found}
+    return {"a": a, "b": b, "learning_rates": rates, "at_the_end": differences, "path": "epochs", "loss": LOSS, **found}
 
 
 def _paths(arm: Mapping[str, Any]) -> dict[int, list[Point]]:
@@ -160,7 +161,7 @@ def markdown(record: Mapping[str, Any]) -> str:
 
 
 def _end(arm: Mapping[str, Any]) -> list[str]:
-    end = arm["steps"][-1]["metrics"]
+    end = arm["metrics"]
     values = [_said(end.get(name)) for name in ("wording_nll", "wording_accuracy", "kl", *SCORES)]
     star = " *" if arm["chosen"] else ""
     count = arm["trainable_parameters"]

@@ -12,8 +12,16 @@ from markdown_tables import plain, table
 from measurements import pm
 
 # The first columns, where they were measured; the scores of tasks follow.
-LEADING = ("validation_loss", "kl", "amplification", "phi_left_top", "phi_left_bottom")
-NAMES = {"validation_loss": "validation loss", "kl": "KL from the base"}
+LEADING = (
+    "validation_loss",
+    "wording_nll",
+    "wording_accuracy",
+    "kl",
+    "amplification",
+    "phi_left_top",
+    "phi_left_bottom",
+)
+NAMES = {"validation_loss": "validation loss", "wording_nll": "NLL of the wording", "kl": "KL from the base"}
 TASKS = 6  # columns of scores at most
 
 
@@ -109,8 +117,9 @@ def _matched(pairs: list[dict[str, Any]]) -> list[str]:
         [plain(f"{pair['a']} over {pair['b']}"), pair.get("path"), pm(pair.get("validation_loss"), None), ratio(pair)]
         for pair in pairs
     ]
-    said = "Forgetting at equal learning: ratio of the KLs at the least validation loss that both reach:\n"
-    return [said, table(["pair", "along its", "validation loss", "ratio of KLs"], rows, right=(2,))] if rows else []
+    loss = NAMES[pairs[0].get("loss", "validation_loss")] if pairs else ""
+    said = f"Forgetting at equal learning: ratio of the KLs at the least {loss} that both reach:\n"
+    return [said, table(["pair", "along its", loss, "ratio of KLs"], rows, right=(2,))] if rows else []
 
 
 def _checks(checks: list[dict[str, Any]]) -> list[str]:
