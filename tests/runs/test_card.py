@@ -66,3 +66,15 @@ def test_results_and_provenance_are_shown(tmp_path: Path):
     assert "A short run." in card and "torch: '9.9'" in card
     assert "| questions | acc | 40 | 0.2500 ± 0.0680 | 0.8750 ± 0.0520 | 0.6250 |" in card
     assert "| 2.5000 | 2.2500 | 0.2500 | 100 |" in card
+    assert "Change of the weights" not in card
+
+
+def test_the_change_of_the_weights_is_shown_by_module_type(tmp_path: Path):
+    run = RunFolder(tmp_path).create(recipe(output_dir=str(tmp_path)))
+    q = {"matrices": 2, "relative": 0.0123456, "amplification": None}
+    q["phi"] = {"left": {"top": 0.05, "bottom": 0.625, "random": 0.1}, "right": {}}
+    write_json(run.analysis_file, {"r": 8, "summary": q | {"by_type": {"q_proj": q}}})
+    refresh_card(run)
+    lines = run.card_file.read_text(encoding="utf-8").splitlines()
+    assert "| module type | matrices | relative change | amplification | phi top 8 | phi bottom 8 |" in lines
+    assert "| q_proj | 2 | 0.0123 | - | 0.05 | 0.625 |" in lines and "| all | 2 | 0.0123 | - | 0.05 | 0.625 |" in lines

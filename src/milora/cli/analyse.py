@@ -41,7 +41,7 @@ def analyse(
     from milora.errors import MiloraError
     from milora.models.load import usable_device
     from milora.models.targets import parse_targets
-    from milora.runs import RunFolder
+    from milora.runs import RunFolder, refresh_card
     from milora.runs.changed import changes_of
     from milora.runs.folder import write_json
 
@@ -63,6 +63,8 @@ def analyse(
         )  # fmt: skip
     if target is not None:
         write_json(target, record)
+    if run is not None and run.holds_run and target == run.analysis_file:
+        refresh_card(run)
     screen.result(record, _tables(record, layers), essence=str(target or ""))
 
 

@@ -83,9 +83,31 @@ def _forgetting_table(results: Mapping[str, Any]) -> str:
     return "Forgetting, nats per token:\n\n" + _table([*measured, "tokens"], [row])
 
 
+def _analysis_table(results: Mapping[str, Any]) -> str:
+    summary = results.get("summary")
+    if not summary:
+        return ""
+    r = results["r"]
+    header = ["module type", "matrices", "relative change", "amplification", f"phi top {r}", f"phi bottom {r}"]
+    rows = [
+        [name, str(m["matrices"]), *(_short(v) for v in (m["relative"], m["amplification"], *_phi_left(m)))]
+        for name, m in {**summary["by_type"], "all": summary}.items()
+    ]
+    said = "Change of the weights, means over matrices (phi: of the change's left directions with W's):"
+    return f"{said}\n\n" + _table(header, rows)
+
+
+def _phi_left(means: Mapping[str, Any]) -> list[float | None]:
+    return [means["phi"]["left"][part] for part in ("top", "bottom")]
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
 def _results(results: Mapping[str, Any]) -> str:
-    tables = [_eval_table(results.get("eval", {})), _forgetting_table(results.get("forgetting", {}))]
-    written = [table for table in tables if table]
+    named = (("eval", _eval_table), ("forgetting", _forgetting_table), ("analysis", _analysis_table))
+    written = [table for name, build in named if (table := build(results.get(name, {})))]
     return "## Results\n\n" + "\n".join(written) if written else ""
 
 
