@@ -44,6 +44,8 @@ def small(tiny_llama: Path, sums: Path, tmp_path: Path) -> dict:
             "at": [2, 4],
             "forgetting": {"text": str(sums / "text.txt"), "block": 32, "max_tokens": 128, "batch_size": 4},
             "analysis": {"r": 4},
+            "samples": 2,
+            "sample_tokens": 8,
         },
         "output_dir": str(tmp_path / "out"),
     }

@@ -56,6 +56,8 @@ def test_a_grid_leaves_runs_and_a_comparison(grid):
     (pair,) = found["matched"]
     assert (pair["a"], pair["b"], pair["path"]) == ("lora", "milora", "steps") and pair["comparable"] in (True, False)
     run = RunFolder(folder / "runs" / "milora-r4-lr0.001-s0")
+    samples = [json.loads(line) for line in (run.path / "samples.jsonl").read_text().splitlines()]
+    assert [set(row) for row in samples] == [{"prompt", "target", "base", "tuned"}] * 2
     assert run.provenance()["base_fingerprint"] and run.card_file.is_file() and not run.checkpoints()
 
 
@@ -203,13 +205,19 @@ def test_what_is_asked_for_later_is_measured_later(small, sums):
 
 @pytest.mark.slow
 def test_full_fine_tuning_has_a_base_of_its_own(small):
-    small["arms"] += [{"label": "full", "method": "full", "keys": {"target_modules": "all-linear"}}]
+    small["arms"] += [{"label": "full", "method": "full"}]
     small["seeds"] = [0]
     found = compare(check_grid(small))
     full = found["arms"][2]
     assert full["seeds"] == [0] and full["r"] is None and full["metrics"]["kl"]["mean"] > 0
     assert full["trainable_parameters"] > found["arms"][0]["trainable_parameters"]
     assert set(full["against"]) == {"lora", "base"}
+    lora, whole = (Path(small["output_dir"]) / arm["runs"]["0"] for arm in (found["arms"][0], full))
+    names = [{m["module"] for m in json.loads((run / "analysis.json").read_text())["modules"]} for run in (lora, whole)]
+    assert names[0] == names[1]  # the adapters' matrices, although all were trained
+    assert full["metrics"]["phi_left_top"]["mean"] > 0
+    by_run = [[json.loads(x) for x in (run / "samples.jsonl").read_text().splitlines()] for run in (lora, whole)]
+    assert [row["base"] for row in by_run[0]] == [row["base"] for row in by_run[1]]
 
 
 @pytest.mark.slow
@@ -248,7 +256,7 @@ def test_two_processes_do_what_one_does(grid):
 @pytest.mark.slow
 def test_sizes_of_changes_are_predicted_and_measured_beside_lora(small):
     """Against the closed form: each entry of L and R moves by the rate in a step of Adam's."""
-    small["seeds"], small["measure"] = [0], {"analysis": {"r": 4}, "predicted": True, "at": []}
+    small["seeds"], small["measure"] = [0], {"analysis": {"r": 4}, "predicted": True, "at": [], "samples": 0}
     small["base"] |= {"max_steps": 1, "lr_scheduler_type": "constant"}
     small["arms"] = [
         {"label": "lora", "method": "lora"},

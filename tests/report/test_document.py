@@ -292,11 +292,26 @@ def test_choices_are_shown_as_the_likeliest_one(tmp_path: Path):
     synthetic.write_lines(
         run / "eval" / "mcq.base.jsonl", [row | {"loglikelihoods": [-1.0, -3.0], "scores": {"acc,none": 0.0}}]
     )
-    synthetic.write_lines(run / "samples.jsonl", [{"prompt": "Say", "base": "no", "tuned": "yes" * 2000}])
+    free = {"prompt": "Say", "target": "yes", "base": "no", "tuned": "yes" * 2000}
+    synthetic.write_lines(run / "samples.jsonl", [free])
     samples = {b.title: b for s in build(read([run])).sections for b in s.blocks if b.kind == "sample"}
     assert [(o.text, o.verdict) for o in samples["mcq, row 0"].outputs] == [("a", "wrong"), ("b", "right")]
     assert samples["mcq, row 0"].target == "b"
-    assert samples["lora, prompt 1"].outputs[1].text.endswith("(4,500 more characters)")
+    said = samples["prompt 1"]
+    assert said.target == "yes" and [o.name for o in said.outputs] == ["base", "lora"]
+    assert said.outputs[1].text.endswith("(4,500 more characters)")
+
+
+def test_the_answers_of_all_arms_to_one_prompt_stand_together(tmp_path: Path):
+    for method in ("lora", "milora"):
+        (tmp_path / method).mkdir()
+        (tmp_path / method / "recipe.yaml").write_text(synthetic.recipe(method, 8, 1e-4, 0))
+        rows = [{"prompt": p, "target": "t", "base": "b", "tuned": method + p} for p in "xy"]
+        synthetic.write_lines(tmp_path / method / "samples.jsonl", rows)
+    document = build(read([tmp_path / "lora", tmp_path / "milora"]))
+    samples = [b for s in document.sections for b in s.blocks if b.kind == "sample"]
+    assert [s.prompt for s in samples] == ["x", "y"]
+    assert [[o.text for o in s.outputs] for s in samples] == [["b", "lorax", "milorax"], ["b", "loray", "miloray"]]
 
 
 def test_a_bare_run_still_makes_a_report(tmp_path: Path):

@@ -76,6 +76,8 @@ class Measure(_Part):
     validation_batch_size: int = Field(8, gt=0, description="rows in one forward pass of it")
     forgetting: ForgettingOn | None = Field(None, description="forgetting on a text")
     analysis: AnalysisOf | None = Field(None, description="analysis of the weight changes at the end")
+    samples: int = Field(3, ge=0, description="validation prompts that base and tuned model answer, side by side")
+    sample_tokens: int = Field(96, gt=0, description="tokens of such an answer, at most")
     predicted: bool = Field(False, description="predict each arm's first steps beside LoRA's")
     tasks: list[str] = Field([], description="lm-evaluation-harness tasks at the end")
     limit: int | None = Field(None, gt=0, description="use this many rows of each task")

@@ -1,4 +1,4 @@
-"""What is measured of a run, and of the base model: validation loss, forgetting, weight changes, tasks.
+"""What is measured of a run, and of the base model: validation loss, forgetting, weight changes, samples, tasks.
 
 Everything goes into the run folder, beside what training wrote:
 
@@ -6,6 +6,7 @@ Everything goes into the run folder, beside what training wrote:
                        "validation_rows": the losses row by row at the end,
                        "predicted": first steps beside LoRA's}
     analysis.json     the change of each weight
+    samples.jsonl     answers of the base and of the tuned model to validation prompts
     forgetting.json   forgetting at the end, as `milora forgetting` writes it
     eval/             tasks, base and tuned side by side
 
@@ -30,19 +31,23 @@ from milora.comparison.first_steps import first_steps
 from milora.comparison.folder import MEASURED
 from milora.comparison.grid import Grid, Measure
 from milora.comparison.plan import Job
+from milora.comparison.samples import FILE as SAMPLES
+from milora.comparison.samples import write_samples
 from milora.comparison.validation import mean_loss, row_losses
 from milora.errors import MiloraError
 from milora.evaluation import evaluate, evaluate_base_and_tuned, write_results
 from milora.models.load import load_model, load_tokenizer
 from milora.recipes.schema import Recipe
 from milora.runs import RunFolder, refresh_card
+from milora.runs.changed import changes_of
 from milora.runs.folder import read_json, write_json
 from milora.training.data import load_data
 from milora.training.shared_base import SharedBase
 
-# What decides the rows of measured.json, and what the tasks' results.
+# What decides the rows of measured.json, what the tasks' results and what the samples.
 BY_STEP = ("validation", "validation_batch_size", "forgetting")
 OF_TASKS = ("tasks", "limit", "batch_size", "data_dir")
+OF_SAMPLES = ("samples", "sample_tokens", "validation")
 
 Losses = list[dict[str, float]] | None
 
@@ -187,12 +192,18 @@ def _at_step(model: Any, base_model: Any, job: Job, bench: Bench) -> tuple[dict[
 def _at_the_end(
     model: Any, base_model: Any, job: Job, bench: Bench, run: RunFolder, before: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """Analyse, ask and predict where that was not done with the same settings; returns what is predicted."""
+    """Analyse, sample, ask and predict where that was not done with the same settings; returns what is predicted."""
     measure, now = bench.grid.measure, settings_of(bench.grid.measure, whole=True)
     analysed = _same(before, now, ("analysis",)) and run.analysis_file.is_file()
-    if measure.analysis is not None and base_model is None and not analysed:
-        r = measure.analysis.r or job.cell.r
-        write_json(run.analysis_file, analyse(model_changes(model), r=r, seed=measure.analysis.seed))
+    if measure.analysis is not None and not analysed:
+        # The weights that an adapter would have changed, so that the means are over the same matrices.
+        whole = base_model is not None
+        changes = changes_of(run.path, targets=job.recipe.target_modules) if whole else model_changes(model)
+        write_json(run.analysis_file, analyse(changes, r=measure.analysis.r or job.cell.r, seed=measure.analysis.seed))
+    if measure.samples and not (_same(before, now, OF_SAMPLES) and (run.path / SAMPLES).is_file()):
+        rows = bench.rows(job.recipe) if measure.validation else None
+        tokenizer = bench.tokenizer(job.recipe)
+        write_samples(run.path, model, base_model, tokenizer, rows, measure.samples, measure.sample_tokens)
     if measure.tasks and not (_same(before, now, OF_TASKS) and run.eval_results_file.is_file()):
         evaluate_base_and_tuned(
             model,

@@ -29,8 +29,8 @@ def section(material: Material, arms: Sequence[Arm]) -> Section | None:
         tuned = {name: _read(run.path, f"{task}.tuned.jsonl", material) for name, run in runs.items()}
         base = _base(material, list(runs.values()), task)
         blocks += _of_task(task, base, {name: rows for name, rows in tuned.items() if rows})
-    for name, run in runs.items():
-        blocks += _free(name, read_lines(run.path / "samples.jsonl", material.problems))
+    free = {name: read_lines(run.path / "samples.jsonl", material.problems) for name, run in runs.items()}
+    blocks += _free({name: rows for name, rows in free.items() if rows})
     if not blocks:
         return None
     said = (
@@ -76,12 +76,18 @@ def _of_task(task: str, base: Rows, tuned: Mapping[str, Rows]) -> list[Sample]:
     return samples
 
 
-def _free(name: str, rows: Sequence[Mapping[str, Any]]) -> list[Sample]:
+def _free(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Sample]:
+    """The answers of all arms to one prompt under it, each base's answer once."""
+    rows: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for name, of_run in runs.items():
+        for row in of_run[:FREE]:
+            rows.setdefault(str(row.get("prompt") or ""), {})[name] = row
     samples = []
-    for i, row in enumerate(rows[:FREE]):
-        sides = [(side, row.get(key)) for side, key in (("base", "base"), (name, "tuned"))]
+    for i, (prompt, answers) in enumerate(rows.items()):
+        first = next(iter(answers.values()))
+        sides = [("base", first.get("base")), *((name, row.get("tuned")) for name, row in answers.items())]
         outputs = [Output(side, cut(str(text))) for side, text in sides if text is not None]
-        samples.append(Sample(f"{name}, prompt {i + 1}", cut(str(row.get("prompt") or "")), "", outputs))
+        samples.append(Sample(f"prompt {i + 1}", cut(prompt), cut(str(first.get("target") or "")), outputs))
     return samples
 
 

@@ -42,7 +42,8 @@ MARK = "# The resolved recipe of a milora run.\n"
 WRITTEN = (
     "provenance.json", "metrics.jsonl", "README.md", "adapter_config.json", "adapter_model.safetensors",
     "adapter", "model", "checkpoint-*", "runs", "eval", "forgetting.json", "analysis.json", "retention.json",
-    "measured.json", "failed.json", "report.html", "report.md", "report.json", "report.csv", "recipe.yaml",
+    "measured.json", "samples.jsonl", "failed.json", "report.html", "report.md", "report.json", "report.csv",
+    "recipe.yaml",
 )  # fmt: skip
 
 # Keys that decide what is shown, measured afterwards or kept, and not one bit of the weights.
