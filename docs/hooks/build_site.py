@@ -26,6 +26,7 @@ PIECES: dict[str, Callable[..., str]] = {
     "cli": cli_page.every_verb,
     "data-formats": data_page.formats,
     "data-columns": data_page.columns,
+    "grid-keys": recipe_pages.grid_keys,
     "measured-adapters": measurements.four_methods,
     "measured-comparisons": comparison_tables.comparisons,
     "measured-start": measurements.start_and_reload,

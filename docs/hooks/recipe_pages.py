@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from markdown_tables import anchor, code, fence, plain, table
+from pydantic import BaseModel
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "milora"
 
@@ -21,13 +22,31 @@ def keys() -> str:
         own = {n: f for n, f in Recipe.model_fields.items() if n in group.__annotations__ and n not in seen}
         seen |= set(own)
         if own:
-            rows = [[code(n), type_name(f.annotation), _default(f), plain(f.description or "")] for n, f in own.items()]
-            parts += [f"## {plain((group.__doc__ or group.__name__).strip().splitlines()[0].rstrip('.'))}\n",
-                      table(["key", "type", "default", "meaning"], rows)]  # fmt: skip
+            parts += [_heading(group), _keys_table(own)]
     missing = set(Recipe.model_fields) - seen
     if missing:
         raise RuntimeError(f"recipe keys in no group: {', '.join(sorted(missing))}")
     return "\n".join(parts)
+
+
+def grid_keys() -> str:
+    """Every key of a grid, the part of it that holds it above."""
+    from milora.comparison import grid
+
+    parts: list[str] = []
+    for part in (grid.Grid, grid.Arm, grid.Variant, grid.Selection, grid.Measure, grid.ForgettingOn, grid.AnalysisOf,
+                 grid.Check):  # fmt: skip
+        parts += [_heading(part), _keys_table(part.model_fields)]
+    return "\n".join(parts)
+
+
+def _heading(group: type) -> str:
+    return f"## {plain((group.__doc__ or group.__name__).strip().splitlines()[0].rstrip('.'))}\n"
+
+
+def _keys_table(fields: dict[str, Any]) -> str:
+    rows = [[code(n), type_name(f.annotation), _default(f), plain(f.description or "")] for n, f in fields.items()]
+    return table(["key", "type", "default", "meaning"], rows)
 
 
 def type_name(annotation: Any) -> str:
@@ -52,6 +71,8 @@ def _default(field: Any) -> str:
     if field.is_required():
         return "required"
     default = field.get_default(call_default_factory=True)
+    if isinstance(default, BaseModel):
+        return "its defaults"
     return (
         ""
         if default is None

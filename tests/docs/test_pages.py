@@ -10,6 +10,9 @@ import pytest
 import typer
 
 from milora.adapters import method_names
+from milora.comparison import grid
+from milora.comparison.engine import planned
+from milora.comparison.load import load_grid
 from milora.errors import MiloraError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,6 +180,14 @@ def test_references_are_whole(pages: dict[str, str]):
     tasks = list(folder().rglob("*.yaml"))
     assert len(tasks) >= 11
     assert all(f"File: `{p.relative_to(folder())}`" in pages["reference/tasks.md"] for p in tasks)
+
+
+def test_the_grid_on_the_page_is_one_and_its_keys_are_all_listed(pages: dict[str, str], tmp_path: Path):
+    (tmp_path / "my-comparison.yaml").write_text(fences(pages["comparing.md"], "yaml")[0])
+    found = load_grid(str(tmp_path / "my-comparison.yaml"))
+    assert len(planned(found)["selection"]) == 6 and len(planned(found)["runs"]) == 21
+    for part in (grid.Grid, grid.Arm, grid.Measure, grid.Check):
+        assert all(f"| `{name}` |" in pages["reference/grid.md"] for name in part.model_fields)
 
 
 def test_the_command_line_page_is_whole(hooks: Any, pages: dict[str, str]):

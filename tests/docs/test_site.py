@@ -19,8 +19,8 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 MAIN = ("index.html", "start.html", "choosing.html", "methods/index.html", "methods/milora.html", "data.html",
-        "serving.html", "reference/recipe.html", "reference/cli.html", "api/linalg.html",
-        "notebooks/first_adapter.html")  # fmt: skip
+        "serving.html", "comparing.html", "reference/grid.html", "reference/recipe.html", "reference/cli.html",
+        "api/linalg.html", "notebooks/first_adapter.html")  # fmt: skip
 # What makes a browser fetch something: a tag, and the attribute that says where.
 FETCHED = dict.fromkeys(("script", "img", "iframe", "source", "video", "audio", "embed"), "src")
 FETCHED |= {"object": "data", "link": "href", "form": "action"}
