@@ -36,7 +36,8 @@ def write(output: Path, grid: Grid, jobs: Sequence[Job], about: Mapping[str, Any
         "grid": grid.model_dump(mode="json", exclude={"output_dir", "base", "measure", "local_files"}),
         "base": next((arm["base"] for arm in arms if arm["method"] != "full"), None),
         "arms": arms,
-        "matched": [pair for a, b in PAIRS if (pair := _pair(arms, a, b))],
+        "matched": _pairs(arms, chosen=True),
+        "matched_at_other_rates": _pairs(arms, chosen=False),
         "provenance": provenance(seeds={"seeds": sorted({seed for arm in arms for seed in arm["seeds"]})}),
     }
     record["verdict"] = verdict(record["matched"])
@@ -92,16 +93,22 @@ def metrics(row: Mapping[str, Any]) -> dict[str, float]:
     return found | {name: scores[key] for name, key in SCORES.items() if key in scores}
 
 
-def _pair(arms: Sequence[Mapping[str, Any]], a: str, b: str) -> dict[str, Any] | None:
-    """KL of two arms at equal recall, along the epochs of their chosen rates, and their differences at the end."""
-    chosen = {arm["label"]: arm for arm in arms if arm["chosen"]}
-    if a not in chosen or b not in chosen:
-        return None
-    ends = [chosen[label]["metrics"] for label in (a, b)]
+def _pairs(arms: Sequence[Mapping[str, Any]], *, chosen: bool) -> list[dict[str, Any]]:
+    """The pairs along the epochs of each arm's chosen rate, or of its best rate but that one."""
+    best: dict[str, Mapping[str, Any]] = {}
+    for arm in sorted(arms, key=lambda arm: arm["metrics"][LOSS]["mean"]):
+        if arm["chosen"] == chosen:
+            best.setdefault(arm["label"], arm)
+    return [_pair(best, a, b) for a, b in PAIRS if a in best and b in best]
+
+
+def _pair(arms: Mapping[str, Mapping[str, Any]], a: str, b: str) -> dict[str, Any]:
+    """KL of two arms at equal recall, along the epochs of one rate of each, and their differences at the end."""
+    ends = [arms[label]["metrics"] for label in (a, b)]
     names = [name for name in ("wording_nll", "kl", *SCORES) if name in ends[0] and name in ends[1]]
     differences = {name: paired_difference(ends[0][name]["by_seed"], ends[1][name]["by_seed"]) for name in names}
-    found = matched(*(_paths(chosen[label]) for label in (a, b)))
-    rates = [chosen[label]["learning_rate"] for label in (a, b)]
+    found = matched(*(_paths(arms[label]) for label in (a, b)))
+    rates = [arms[label]["learning_rate"] for label in (a, b)]
     return {"a": a, "b": b, "learning_rates": rates, "at_the_end": differences, "path": "epochs", "loss": LOSS, **found}
 
 
@@ -153,11 +160,18 @@ def markdown(record: Mapping[str, Any]) -> str:
         "",
         *_table([*PAIR, *ASKED], map(_matched, record["matched"])),
         "",
+        *_other(record["matched_at_other_rates"]),
         f"The gain comes from the frozen orthonormal factor rather than from the minor directions: "
         f"{record['verdict']['claim'] or record['verdict']['why']}"
         + AGREED.get(record["verdict"].get("every_seed_agrees"), "."),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _other(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not pairs:
+        return []
+    return ["The same at the other rate of each arm.", "", *_table([*PAIR, *ASKED], map(_matched, pairs)), ""]
 
 
 def _end(arm: Mapping[str, Any]) -> list[str]:

@@ -97,6 +97,9 @@ def test_the_tables_and_the_verdict(book, tables, tmp_path, mica, random, claim)
     pairs = {(pair["a"], pair["b"]): pair for pair in record["matched"]}
     assert pairs["mica", "lora"]["ratio"] == pytest.approx(mica / 0.2)
     assert pairs["mica_random", "mica"]["by_seed"]["1"]["kl_a"] == pytest.approx(random * 3 * 2)
+    others = {(pair["a"], pair["b"]): pair["learning_rates"] for pair in record["matched_at_other_rates"]}
+    assert pairs["mica", "lora"]["learning_rates"] == [1e-3, 5e-4] and others["mica", "lora"] == [4e-3, 2e-3]
+    assert others.keys() == pairs.keys() and "at the other rate" in text
     assert record["verdict"]["claim"] == claim
     assert record["verdict"]["every_seed_agrees"]
     (lora, *_) = [arm for arm in record["arms"] if arm["label"] == "lora" and arm["chosen"]]
@@ -113,5 +116,6 @@ def test_without_the_runs_nothing_is_claimed(book, tables, tmp_path):
     tables.write(tmp_path / "book", grid, jobs, {"paragraphs": 2, "tokens": 9, "mcq": 1, "cloze": 1})
     record = json.loads((tmp_path / "book.json").read_text())
     assert record["verdict"] == {"claim": None, "why": "not measured"} and record["matched"] == []
+    assert record["matched_at_other_rates"] == []
     (arm,) = record["arms"]  # of a label whose other runs were never started
     assert arm["trainable_parameters"] == 7
