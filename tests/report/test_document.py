@@ -314,6 +314,21 @@ def test_the_answers_of_all_arms_to_one_prompt_stand_together(tmp_path: Path):
     assert [[o.text for o in s.outputs] for s in samples] == [["b", "lorax", "milorax"], ["b", "loray", "miloray"]]
 
 
+def test_a_run_whose_checkpoints_were_measured_has_its_end_in_the_table(tmp_path: Path):
+    for method, kl in (("lora", 0.5), ("mica", 0.2)):
+        (tmp_path / method).mkdir()
+        (tmp_path / method / "recipe.yaml").write_text(synthetic.recipe(method, 8, 1e-4, 0))
+        rows = [{"step": s, "forgetting": {"kl": kl * s}, "losses": {"book": 4.0 - s}} for s in (0, 1, 2)]
+        synthetic.write_json(tmp_path / method / "retention.json", {"rows": rows})
+    document = build(read([tmp_path / "lora", tmp_path / "mica"]))
+    shown = table(document, "results-table")
+    kl, loss = ([title for title, _ in shown.header].index(n) for n in ("forgetting (KL to base) ↓", "loss, book ↓"))
+    assert [(r[0].text, r[kl].value, r[loss].value) for r in shown.rows] == [
+        ("lora", 1.0, 2.0), ("mica", 0.4, 2.0), ("base", None, 4.0),
+    ]  # fmt: skip
+    assert "pareto" in {s.id for s in document.sections}
+
+
 def test_a_bare_run_still_makes_a_report(tmp_path: Path):
     run = tmp_path / "run"
     run.mkdir()

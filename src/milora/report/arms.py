@@ -136,7 +136,9 @@ def bases_of(material: Material) -> dict[str, dict[str, Measured]]:
     found = {v: _measured(b.get("metrics") or {}) for v, b in recorded.items() if isinstance(b, dict)}
     for variant in [*material.bases, "base"]:
         own = [run for run in material.runs if run.variant == variant]
-        scores = metrics.of_base(material.bases.get(variant), own)
+        # The arms of a comparison have what its record says of them, and so has its base.
+        scores = {} if material.record.get("arms") else metrics.of_base_retained(own)
+        scores |= metrics.of_base(material.bases.get(variant), own)
         found[variant] = {name: Measured(v) for name, v in scores.items()} | found.get(variant, {})
     return {variant: measured for variant, measured in found.items() if measured}
 

@@ -129,13 +129,8 @@ def _retained(arm: Arm) -> dict[str, Line]:
     found: dict[str, list[Points]] = {}
     for run in arm.runs:
         own: dict[str, Points] = {}
-        for row in sorted((r for r in run.retention.get("rows") or [] if "step" in r), key=lambda r: r["step"]):
-            values = {"kl": (row.get("forgetting") or {}).get("kl")} if "forgetting" in row else {}
-            values |= {f"loss, {name}": v for name, v in (row.get("losses") or {}).items()}
-            values |= {f"accuracy, {name}": v for name, v in (row.get("accuracies") or {}).items()}
-            scores = row.get("scores") or []
-            values |= {n: score.get("value") for n, score in zip(metrics.task_metrics(scores), scores, strict=True)}
-            for name, value in values.items():
+        for row in metrics.retention_rows(run):
+            for name, value in metrics.retained(row).items():
                 own.setdefault(name, []).append((float(row["step"]), value))
         for name, points in own.items():
             if any(y is not None for _, y in points):

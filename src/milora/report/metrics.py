@@ -93,6 +93,26 @@ def of_run(run: Run) -> dict[str, float]:
     rows = run.results.get("comparison") or []
     for row, name in zip(rows, task_metrics(rows), strict=True):
         found[name] = row.get("tuned")
+    retention = retention_rows(run)
+    return {**(numbers(retained(retention[-1])) if retention else {}), **numbers(found)}
+
+
+def retention_rows(run: Run) -> list[Mapping[str, Any]]:
+    """The rows of ``retention.json`` by step: the base model at step 0, then each checkpoint, then the end."""
+    return sorted((row for row in run.retention.get("rows") or [] if "step" in row), key=lambda row: row["step"])
+
+
+def retained(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row of ``retention.json`` measured, by name; None of what did not become a number."""
+    found: dict[str, Any] = {"kl": (row.get("forgetting") or {}).get("kl")} if "forgetting" in row else {}
+    found |= {f"loss, {name}": value for name, value in (row.get("losses") or {}).items()}
+    found |= {f"accuracy, {name}": value for name, value in (row.get("accuracies") or {}).items()}
+    scores = row.get("scores") or []
+    return found | {name: score.get("value") for name, score in zip(task_metrics(scores), scores, strict=True)}
+
+
+def numbers(found: Mapping[str, Any]) -> dict[str, float]:
+    """Those that are numbers."""
     return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
 
 
@@ -106,6 +126,12 @@ def of_base(run: Run | None, runs: Iterable[Run] = ()) -> dict[str, float]:
             if isinstance(row.get("value"), int | float):
                 scores.setdefault(name, float(row["value"]))
     return scores
+
+
+def of_base_retained(runs: Iterable[Run]) -> dict[str, float]:
+    """What the runs' ``retention.json`` say of the base model, at step 0; its KL to itself is no measurement."""
+    starts = [rows[0] for run in runs if (rows := retention_rows(run)) and rows[0]["step"] == 0]
+    return {name: value for row in starts for name, value in numbers(retained(row)).items() if name != "kl"}
 
 
 def task_metrics(rows: Sequence[Mapping[str, Any]]) -> list[str]:
