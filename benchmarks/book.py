@@ -42,6 +42,9 @@ from milora.training.train import train
 
 TASKS = ("milora_book_cloze", "milora_questions")
 LETTERS, LETTERS_RUNS = "milora_book_mcq_letters", 8
+# The excerpt is trained on whole, for the recipe's epochs, and what is measured is asked for here.
+OVER = {"base.dataset_split": "train", "base.max_steps": -1, "base.eval_dataset": None, "base.eval_split": "train",
+        "measure.validation": False, "measure.tasks": []}  # fmt: skip
 
 
 def arguments() -> argparse.Namespace:
@@ -83,7 +86,7 @@ def excerpt(data_dir: Path, folder: Path, paragraphs: int, tokenizer: Any) -> di
 
 
 def jobs(grid: Grid, output: Path, model: str, seeds: list[int], arms: list[str]) -> list[Job]:
-    """The runs, whole seeds first; frozen random components are drawn with the seed of their run."""
+    """The runs, whole seeds first."""
     found = measured_jobs(grid, output, {"base": model}, {}, all_rates=True)
     found = [job for job in found if job.seed in seeds and (not arms or job.cell.arm.label in arms)]
     order = {arm.label: i for i, arm in enumerate(grid.arms)}
@@ -94,9 +97,7 @@ def jobs(grid: Grid, output: Path, model: str, seeds: list[int], arms: list[str]
 
 
 def _adjusted(job: Job) -> Job:
-    recipe, settings = job.recipe, job.recipe.method_settings
-    if settings.get("components") == "random":
-        recipe = recipe.model_copy(update={"method_settings": settings | {"components_seed": job.seed}})
+    recipe = job.recipe
     if recipe.method == "full" and recipe.save_steps:  # a whole model with its optimiser state at each checkpoint
         recipe = recipe.model_copy(update={"save_steps": 2 * recipe.save_steps})
     return replace(job, recipe=recipe)
@@ -188,8 +189,10 @@ def main() -> None:
     model = str(smollm2_folder())
     with FileLock(given.output_dir.with_suffix(".lock")):
         about = excerpt(given.data_dir, given.output_dir / "excerpt", given.paragraphs, load_tokenizer(model))
-    over = {"base.dataset": str(given.output_dir / "excerpt" / "excerpt.txt"), "output_dir": str(given.output_dir)}
-    grid = load_grid(given.grid, over, given.data_dir)
+    text = given.output_dir / "excerpt" / "excerpt.txt"
+    grid = load_grid(
+        given.grid, OVER | {"base.dataset": str(text), "output_dir": str(given.output_dir)}, given.data_dir
+    )
     seeds = [int(seed) for seed in given.seeds.split(",")] if given.seeds else grid.seeds
     found = jobs(grid, given.output_dir, model, seeds, given.arms.split(",") if given.arms else [])
     if given.write is None:

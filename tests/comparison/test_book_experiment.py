@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from milora.adapters.build import peft_config
 from milora.comparison import load_grid
 from milora.runs.folder import write_json
 
@@ -54,18 +55,20 @@ def test_the_excerpt_holds_the_paragraphs_that_most_questions_rest_on(book, shar
 
 
 def test_whole_seeds_go_first_and_random_components_are_drawn_by_seed(book, tmp_path):
-    grid = load_grid("book-smollm2")
+    grid = load_grid("book-smollm2", book.OVER)
     jobs = book.jobs(grid, tmp_path, "a/model", [0, 1, 2], [])
     assert len(jobs) == 36
     assert [job.seed for job in jobs] == [0] * 12 + [1] * 12 + [2] * 12
     assert [job.cell.arm.label for job in jobs[:6]] == [arm.label for arm in grid.arms]
-    drawn = {job.seed: job.recipe.method_settings for job in jobs if job.cell.arm.label == "mica_random"}
-    assert drawn == {seed: {"components": "random", "components_seed": seed} for seed in (0, 1, 2)}
+    drawn = {job.seed: peft_config(job.recipe.model_dump()) for job in jobs if job.cell.arm.label == "mica_random"}
+    assert {seed: config.components_seed for seed, config in drawn.items()} == {0: 0, 1: 1, 2: 2}
+    assert all(config.components == "random" for config in drawn.values())
     for job in jobs:
         assert job.recipe.save_steps == (16 if job.recipe.method == "full" else 8)
         assert job.recipe.target_modules == ["q_proj", "v_proj"]
         assert (job.recipe.dtype, job.recipe.bf16) == ("float32" if job.recipe.method == "full" else "bfloat16", True)
         assert job.recipe.model_name_or_path == "a/model"
+        assert (job.recipe.dataset_split, job.recipe.max_steps, job.recipe.eval_dataset) == ("train", -1, None)
 
 
 def made_up(job, kl):

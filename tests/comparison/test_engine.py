@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from milora.adapters.build import peft_config
 from milora.comparison.engine import compare, processes_that_fit
 from milora.comparison.grid import Grid
 from milora.comparison.load import check_grid
@@ -170,6 +171,34 @@ def test_a_rate_is_chosen_by_validation_loss_before_anything_else_is_measured(sm
     ]  # fmt: skip
     assert {p["learning_rate"] for p in every["pareto"] if p["label"] == "lora"} == {1e-2, 1e-6}
     assert [row for row in every["matched"] if row["path"] == "rates"] == []  # milora has one rate
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ({"val_set_size": 0}, "got 2 rates and no validation, allowed one, or validation rows to choose by"),
+        (
+            {"val_set_size": 0, "eval_dataset": "ROWS", "eval_split": "test[:8]"},
+            "eval_split 'test\\[:8\\]', allowed one, or",
+        ),
+    ],
+)
+def test_a_rate_is_not_chosen_without_validation_rows_or_by_test_rows(small, over, message):
+    small["arms"][0]["learning_rate"] = [1e-4, 1e-3]
+    small["base"] |= over | ({"eval_dataset": small["base"]["dataset"]} if "eval_dataset" in over else {})
+    with pytest.raises(MiloraError, match="arms.lora.learning_rate: .*" + message):
+        compare(check_grid(small))
+    assert not Path(small["output_dir"]).exists()
+
+
+def test_random_components_are_drawn_with_the_seed_of_their_run(small, tmp_path):
+    from milora.comparison.plan import measured_jobs
+
+    small["arms"] = [{"label": "random", "method": "random_components"}]
+    jobs = measured_jobs(check_grid(small), tmp_path, {}, {})
+    assert [peft_config(job.recipe.model_dump()).components_seed for job in jobs] == [0, 1]
+    own = jobs[0].recipe.model_copy(update={"method_settings": {"components_seed": 7}})
+    assert peft_config(own.model_dump()).components_seed == 7
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from milora.comparison.plan import cells, measured_jobs, selection_jobs
 from milora.errors import MiloraError
 from milora.recipes import strict_yaml
 
-BASE = {"model_name_or_path": "m", "dataset": "d.jsonl", "lora_r": 8, "max_steps": 6}
+BASE = {"model_name_or_path": "m", "dataset": "d.jsonl", "lora_r": 8, "max_steps": 6, "val_set_size": 2}
 GRID = {
     "base": BASE,
     "arms": [

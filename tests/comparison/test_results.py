@@ -13,7 +13,7 @@ from milora.comparison.results import results
 from milora.comparison.selection import choose, chosen_rates
 
 GRID = {
-    "base": {"model_name_or_path": "m", "dataset": "d.jsonl", "lora_r": 8, "max_steps": 8},
+    "base": {"model_name_or_path": "m", "dataset": "d.jsonl", "lora_r": 8, "max_steps": 8, "val_set_size": 2},
     "arms": [{"label": "lora", "method": "lora"}, {"label": "milora", "method": "milora"}],
     "seeds": [0, 1],
     "measure": {"at": [4, 8], "forgetting": {"text": "t.txt"}},

@@ -34,8 +34,8 @@ def peft_config(settings: Mapping[str, Any]) -> PeftConfig | None:
     """The PEFT configuration of a method, or None for full fine-tuning.
 
     Args:
-        settings: recipe keys: `method`, `lora_r`, `lora_alpha`, `lora_dropout`, `target_modules`, ... and
-            `method_settings`, the method's own keyword arguments.
+        settings: recipe keys: `method`, `lora_r`, `lora_alpha`, `lora_dropout`, `target_modules`, `seed`, ... and
+            `method_settings`, the method's own keyword arguments, which go over what follows from the others.
 
     Raises:
         MiloraError: an unknown method, or a setting that the method does not have.
@@ -70,6 +70,7 @@ def _spectral(method: str, settings: Mapping[str, Any]) -> SpectralConfig:
         "rank_pattern": settings.get("rank_pattern") or {},
         "alpha_pattern": settings.get("alpha_pattern") or {},
         "bias": "spectral_only" if bias == "lora_only" else bias,
+        "components_seed": settings.get("seed", 0),
     }
     return _call(SpectralConfig, method, {"method": method, **arguments}, settings)
 

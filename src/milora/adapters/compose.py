@@ -141,7 +141,8 @@ def _agree(files: Sequence[AdapterFile]) -> bool:
         return False
     unsaved = [not c.keeps_bases for c in configs]
     if any(unsaved):
-        made = ("r", "rank_pattern", "components", "components_seed", "svd_rank")
+        drawn = ("components_seed",) if configs[0].components == "random" else ()
+        made = ("r", "rank_pattern", "components", "svd_rank", *drawn)
         return all(getattr(c, n) == getattr(configs[0], n) for c in configs for n in made)
     return all(_alike(files[0].parts(m), f.parts(m)) for f in files[1:] for m in files[0].modules)
 

@@ -50,6 +50,7 @@ def compare(
     """
     console, folder = console or Console(quiet=True), ComparisonFolder(grid.output_dir)
     measured_jobs(grid, folder.path, {}, {}, all_rates=True)  # every recipe is checked before anything is written
+    selection_jobs(grid, folder.path, {})
     folder.create(grid, overwrite=overwrite)
     models = prepare_models(grid, folder, console)
     choosing = selection_jobs(grid, folder.path, models)

@@ -83,6 +83,7 @@ class Measure(_Part):
     limit: int | None = Field(None, gt=0, description="use this many rows of each task")
     batch_size: int = Field(8, gt=0, description="rows in one forward pass of a task")
     data_dir: str | None = Field(None, description="folder with the tasks' files, in place of the hub")
+    gen_kwargs: dict[str, Any] = Field({}, description="generation settings over the tasks' own, as {num_beams: 4}")
 
 
 class Check(_Part):

@@ -46,7 +46,7 @@ from milora.training.shared_base import SharedBase
 
 # What decides the rows of measured.json, what the tasks' results and what the samples.
 BY_STEP = ("validation", "validation_batch_size", "forgetting")
-OF_TASKS = ("tasks", "limit", "batch_size", "data_dir")
+OF_TASKS = ("tasks", "limit", "batch_size", "data_dir", "gen_kwargs")
 OF_SAMPLES = ("samples", "sample_tokens", "validation")
 
 Losses = list[dict[str, float]] | None
@@ -234,7 +234,8 @@ def _losses(model: Any, job: Job, bench: Bench) -> Losses:
 
 
 def _task_settings(measure: Measure) -> dict[str, Any]:
-    return {"limit": measure.limit, "batch_size": measure.batch_size, "data_dir": measure.data_dir}
+    names = ("limit", "batch_size", "data_dir", "gen_kwargs")
+    return {name: getattr(measure, name) for name in names}
 
 
 def _base_results(folder: Path) -> dict[str, Any]:

@@ -88,12 +88,29 @@ def selection_jobs(grid: Grid, output: Path, models: Mapping[str, str]) -> list[
         grid: the grid.
         output: the comparison folder.
         models: variant to model folder, where the variant has one of its own.
+
+    Raises:
+        MiloraError: several rates, and nothing or only test rows to choose by.
     """
     seeds = grid.selection.seeds or grid.seeds[:1]
     short = grid.selection.max_steps is not None
     several = [cell for cell in cells(grid) if len(cell.rates) > 1]
     wanted = [(cell, rate, seed) for cell in several for rate in cell.rates for seed in seeds]
-    return _jobs(grid, output, models, wanted, SELECTION if short else RUNS, measured=False)
+    jobs = _jobs(grid, output, models, wanted, SELECTION if short else RUNS, measured=False)
+    for job in jobs:
+        _check_validation(grid, job)
+    return jobs
+
+
+def _check_validation(grid: Grid, job: Job) -> None:
+    """A rate is chosen by the loss on validation rows, which are not the test's."""
+    recipe, got = job.recipe, f"arms.{job.cell.arm.label}.learning_rate: got {len(job.cell.rates)} rates"
+    if not grid.measure.validation or not (recipe.val_set_size or recipe.eval_dataset):
+        allowed = "allowed one, or validation rows to choose by (val_set_size or eval_dataset, measure.validation)"
+        raise MiloraError(f"{got} and no validation, {allowed}")
+    if recipe.eval_dataset and recipe.eval_split.partition("[")[0] == "test":
+        allowed = "allowed one, or validation rows that are not the test's"
+        raise MiloraError(f"{got} with eval_split {recipe.eval_split!r}, {allowed}")
 
 
 def measured_jobs(
