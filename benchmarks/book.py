@@ -109,7 +109,6 @@ class Bench:
     def __init__(self, output: Path, grid: Grid, console: Console, letters: bool):
         self.output, self.grid, self.console, self.letters = output, grid, console, letters
         self.folder = output / "excerpt"
-        self.steps = sorted(grid.measure.at)
         self.base: SharedBase | None = None
 
     def take(self, job: Job, wait: bool) -> None:
@@ -145,7 +144,6 @@ class Bench:
         assert text is not None
         return {
             "tasks": [*TASKS, LETTERS] if self.letters else TASKS, "runs": LETTERS_RUNS if self.letters else 1,
-            "tasks_at": [0, self.steps[len(self.steps) // 2], self.steps[-1]],
             "data_dir": str(self.folder), "batch_size": 4, "text": text.text, "block": text.block,
             "max_tokens": text.max_tokens, "losses": {"wording": str(self.folder / "excerpt.txt")},
         }  # fmt: skip

@@ -148,13 +148,17 @@ def markdown(record: Mapping[str, Any]) -> str:
         + ", ".join(f"{name} {values['mean']:.3f}" for name, values in base.items())
         + ".",
         "",
-        "At the end (letters: mean of 8 orders of the choices). * the rate of least wording NLL.",
+        "At the end (letters: mean of 8 orders of the choices). * the rate of least wording NLL, which is what is compared.",
         "",
         *_table([*ARM, *SCORES], map(_end, record["arms"])),
         "",
         "By epoch at that rate: wording accuracy / KL.",
         "",
-        *_epochs([arm for arm in record["arms"] if arm["chosen"]]),
+        *_epochs(chosen := [arm for arm in record["arms"] if arm["chosen"]], "wording_accuracy", "kl"),
+        "",
+        "By epoch at that rate, over the seeds whose epochs were asked: questions / sentences with a blank.",
+        "",
+        *_epochs(chosen, "questions", "cloze"),
         "",
         "KL at equal recall of the wording (the least wording NLL that both reach), and differences at the end.",
         "",
@@ -183,17 +187,14 @@ def _end(arm: Mapping[str, Any]) -> list[str]:
     return [arm["label"], rate, str(len(arm["seeds"])), size, *values]
 
 
-def _epochs(arms: Sequence[Mapping[str, Any]]) -> list[str]:
+def _epochs(arms: Sequence[Mapping[str, Any]], *names: str) -> list[str]:
     epochs = sorted({step["epoch"] for arm in arms for step in arm["steps"]})
     assert all(a < b for a, b in pairwise(epochs))
     rows = []
     for arm in arms:
         found = {step["epoch"]: step["metrics"] for step in arm["steps"]}
-        cells = [
-            f"{found[e]['wording_accuracy']['mean']:.2f} / {found[e]['kl']['mean']:.2f}" if e in found else "-"
-            for e in epochs
-        ]
-        rows.append([arm["label"], *cells])
+        measured = [[found[e][name]["mean"] for name in names if name in found.get(e, {})] for e in epochs]
+        rows.append([arm["label"], *(" / ".join(f"{mean:.2f}" for mean in means) or "-" for means in measured)])
     return _table(["arm", *(f"{e:g}" for e in epochs)], rows)
 
 
