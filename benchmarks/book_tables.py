@@ -148,7 +148,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         + ", ".join(f"{name} {values['mean']:.3f}" for name, values in base.items())
         + ".",
         "",
-        "At the end (letters: mean of 8 orders of the choices). * the rate of least wording NLL, which is what is compared.",
+        "At the end (letters: mean of 8 orders of the choices). * the compared rate, of least wording NLL.",
         "",
         *_table([*ARM, *SCORES], map(_end, record["arms"])),
         "",

@@ -58,7 +58,7 @@ def write(path, rows):
 def test_every_format_has_a_case_here():
     assert set(FORMATS) == set(ROWS) == set(EXAMPLES)
     assert len(FORMATS) == 10
-    assert set(TEMPLATES) == {"alpaca", "commonsense", "metamath", "gsm8k", "chat"}
+    assert set(TEMPLATES) == {"alpaca", "commonsense", "metamath", "gsm8k", "chat", "open-instruct"}
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))

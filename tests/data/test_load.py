@@ -289,3 +289,21 @@ def test_validation_split_follows_the_seed(rows_file):
 def test_validation_split_too_large(rows_file, size):
     with pytest.raises(MiloraError, match=f"val_set_size: got {size}"):
         split_validation(load_examples(rows_file), size, 0)
+
+
+def test_open_instructs_template_goes_around_instructions_and_conversations(tmp_path):
+    path = tmp_path / "a.jsonl"
+    said = [("system", "Be brief."), ("user", " One? "), ("assistant", "1 "), ("user", "Two?"), ("assistant", "2"),
+            ("user", "Bye.")]  # fmt: skip
+    path.write_text(lines([{"messages": [{"role": r, "content": c} for r, c in said]}]))
+    (example,) = load_examples(path, template="open-instruct")
+    assert example == {
+        "prompts": ["<|system|>\nBe brief.\n<|user|>\nOne?\n<|assistant|>\n", "\n<|user|>\nTwo?\n<|assistant|>\n"],
+        "completions": ["1", "2"],
+    }
+    path.write_text(lines([{"instruction": "Add.", "input": "1 1", "output": "2"}]))
+    (example,) = load_examples(path, template="open-instruct")
+    assert example == {"prompts": ["<|user|>\nAdd.\n\n1 1\n<|assistant|>\n"], "completions": ["2"]}
+    path.write_text(lines([{"messages": [{"role": "assistant", "content": "Hi."}]}]))
+    with pytest.raises(MiloraError, match=r"got 'alpaca', allowed auto, open-instruct .the format messages has no"):
+        load_examples(path, template="alpaca")

@@ -48,6 +48,7 @@ class Format:
         name: the name in recipes (`dataset_format`), and of its template (`prompt_template`).
         columns: the fields that every row has; a data set whose first row has them is taken for this format.
         read: one row to a Turn (a template is laid around it) or to an Example (used as it is).
+        conversations: `read` gives messages.
         by_name: taken only where a recipe names it, for its columns are another format's too.
         prompt: (instruction, input) -> prompt: the template, for formats whose `read` gives a Turn.
     """
@@ -57,6 +58,7 @@ class Format:
     read: Callable[[Row], Turn | Example]
     prompt: Callable[[str, str], str] | None = None
     by_name: bool = False
+    conversations: bool = False
 
 
 def text(row: Row, field: str, *, empty: bool = False) -> str:

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 from milora.data.files import read_rows
 from milora.data.form import EmptyError, Example, Format, RowError, Turn
 from milora.data.formats import FORMATS
+from milora.data.open_instruct import NAME as OPEN_INSTRUCT
+from milora.data.open_instruct import rounds
 from milora.data.pictures import check_picture, picture_folder
 from milora.errors import MiloraError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-TEMPLATES = (*(f.name for f in FORMATS.values() if f.prompt), "chat")
+TEMPLATES = (*(f.name for f in FORMATS.values() if f.prompt), "chat", OPEN_INSTRUCT)
 
 
 def load_examples(
@@ -39,7 +41,7 @@ def load_examples(
         format: a name of FORMATS, or "auto": told from the columns of the first row.
         split: the split, in the notation of `datasets` (`train[:1000]`).
         template: the prompt around an instruction: "auto" is the format's own, else one of TEMPLATES; "chat"
-            gives messages, for the tokeniser's chat template.
+            gives messages, for the tokeniser's chat template. "open-instruct" goes around conversations too.
         limit: take this many rows, drawn with `seed` and kept in the data set's order; None takes all.
         empty_rows: "error" or "drop": what a row with an empty prompt, answer or text does. Stanford Alpaca
             has a few.
@@ -96,10 +98,11 @@ def _example(row: Any, form: Format, template: str) -> Example:
         raise RowError(f"got {type(row).__name__}, allowed an object with the fields {fields}")
     read = form.read(row)
     if not isinstance(read, Turn):
-        return read
-    if template == "chat":
+        return rounds(read["messages"]) if template == OPEN_INSTRUCT else read
+    if template in ("chat", OPEN_INSTRUCT):
         question = f"{read.instruction}\n\n{read.input}" if read.input else read.instruction
-        return {"messages": [_said("user", question), _said("assistant", read.output)]}
+        messages = [_said("user", question), _said("assistant", read.output)]
+        return rounds(messages) if template == OPEN_INSTRUCT else {"messages": messages}
     prompt = FORMATS[template].prompt
     assert prompt is not None
     return {"prompt": prompt(read.instruction, read.input), "completion": read.output}
@@ -131,6 +134,9 @@ def _format(name: str, first: Any, dataset: str | Path) -> Format:
 def _template(name: str, form: Format) -> str:
     if name != "auto" and name not in TEMPLATES:
         raise MiloraError(f"prompt_template: got {name!r}, allowed auto, {', '.join(TEMPLATES)}")
-    if name != "auto" and form.prompt is None:
-        raise MiloraError(f"prompt_template: got {name!r}, allowed auto (the format {form.name} has no template)")
+    allowed = ["auto", *([OPEN_INSTRUCT] if form.conversations else [])]
+    if name not in allowed and form.prompt is None:
+        raise MiloraError(
+            f"prompt_template: got {name!r}, allowed {', '.join(allowed)} (the format {form.name} has no template)"
+        )
     return form.name if name == "auto" else name

@@ -20,6 +20,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from milora.data.open_instruct import NAME as OPEN_INSTRUCT
+from milora.data.open_instruct import prompt as open_instruct
 from milora.errors import MiloraError
 from milora.tasks.local_files import data_location, find_file, read_rows, require_fields
 from milora.tasks.prompts import alpaca
@@ -69,13 +71,8 @@ def _win(preference: Any) -> float:
     return 0.5 if preference == 0 else float(preference) - 1
 
 
-def open_instruct(instruction: str) -> str:
-    """The prompt in which open-instruct trains, state of June 2024."""
-    return f"<|user|>\n{instruction.strip()}\n<|assistant|>\n"
-
-
 TEMPLATES: dict[str, Callable[[str], str]] = {
-    "open-instruct": open_instruct,
+    OPEN_INSTRUCT: open_instruct,
     "alpaca": alpaca,
     "instruction": str,
 }

@@ -62,4 +62,4 @@ def _message(turn: Any, where: str, role: str, content: str, roles: Mapping[str,
     return {"role": roles[turn[role]], "content": turn[content]}
 
 
-FORMAT = Format("messages", ("messages",), read)
+FORMAT = Format("messages", ("messages",), read, conversations=True)

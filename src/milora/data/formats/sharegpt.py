@@ -29,4 +29,4 @@ def read(row: Row) -> Example:
     return {"messages": conversation(row, "conversations", "from", "value", ROLES)}
 
 
-FORMAT = Format("sharegpt", ("conversations",), read)
+FORMAT = Format("sharegpt", ("conversations",), read, conversations=True)
