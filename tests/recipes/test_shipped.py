@@ -11,18 +11,24 @@ from milora.recipes import Recipe, load_recipe, recipes
 from milora.recipes.keys import MethodKeys, TrainingKeys
 from milora.recipes.load import read
 
-PRESETS = ["llava-1.5-visual", "llm-adapters-commonsense", "llm-adapters-math", "pissa-math"]
 TWINS = {
+    "llava-1.5-visual-smollm2": "llava-1.5-visual",
     "llm-adapters-commonsense-smollm2": "llm-adapters-commonsense",
     "llm-adapters-gsm8k-smollm2": "llm-adapters-math",
-    "llava-1.5-visual-smollm2": "llava-1.5-visual",
+    "llm-adapters-ultrafeedback-smollm2": "llm-adapters-ultrafeedback",
+    "mica-history-smollm2": "mica-history",
+    "milora-analysis-gsm8k-smollm2": "milora-analysis-math",
+    "pissa-gsm8k-10-epochs-smollm2": "pissa-math-10-epochs",
+    "pissa-gsm8k-smollm2": "pissa-math",
 }
+PRESETS = sorted(set(recipes()) - {"demo", *TWINS})
 NO_SOURCE = {"name", "description", "sources", "output_dir", "method"}
 
 
 def test_the_presets_and_their_twins_are_shipped():
-    assert {*PRESETS, *TWINS} <= set(recipes())
-    assert len(recipes()) >= 5
+    assert len(PRESETS) == 10 and len(TWINS) == 8
+    assert set(TWINS) == {name for name in recipes() if name.endswith("-smollm2")}
+    assert set(TWINS.values()) <= set(PRESETS)
 
 
 @pytest.mark.parametrize("name", sorted(recipes()))
@@ -82,7 +88,7 @@ def test_values_of_table_8():
 
 @pytest.mark.parametrize(("name", "rows"), [("commonsense", 170_420 - 120), ("gsm8k", 395_000)])
 def test_a_twin_states_the_presets_number_of_steps(name, rows):
-    preset = load_recipe({"commonsense": PRESETS[1], "gsm8k": PRESETS[2]}[name])
+    preset = load_recipe({"commonsense": "llm-adapters-commonsense", "gsm8k": "llm-adapters-math"}[name])
     batch = preset.per_device_train_batch_size * preset.gradient_accumulation_steps
     steps = f"{math.ceil(rows / batch) * int(preset.num_train_epochs):,}"
     text = recipes()[f"llm-adapters-{name}-smollm2"].read_text()
