@@ -329,6 +329,20 @@ def test_a_run_whose_checkpoints_were_measured_has_its_end_in_the_table(tmp_path
     assert "pareto" in {s.id for s in document.sections}
 
 
+def test_projections_are_means_over_layers_and_seeds(tmp_path: Path):
+    for seed, norms in enumerate(((4.0, 1.0), (2.0, 1.0))):
+        run = tmp_path / f"run-{seed}"
+        run.mkdir()
+        (run / "recipe.yaml").write_text(synthetic.recipe("milora", 8, 1e-4, seed))
+        own = {"dW": {"W": norms[0], "dW": norms[1], "amplification": norms[1] / norms[0]}, "W": {"W": 9.0, "dW": 0.5}}
+        modules = [{"module": "a.q_proj", "type": "q_proj", "projection": own | {"random": {"W": 0.25, "dW": None}}}]
+        synthetic.write_json(run / "analysis.json", {"r": 8, "modules": modules, "summary": {}})
+    shown = table(build(read([tmp_path / "run-0", tmp_path / "run-1"])), "projections-table")
+    assert [[cell.value for cell in row] for row in shown.rows] == [
+        ["milora", "q_proj", 3.0, 9.0, 0.25, 1.0, 0.375], ["milora", "all", 3.0, 9.0, 0.25, 1.0, 0.375],
+    ]  # fmt: skip
+
+
 def test_a_bare_run_still_makes_a_report(tmp_path: Path):
     run = tmp_path / "run"
     run.mkdir()

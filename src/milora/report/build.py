@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 import milora
-from milora.report import findings, learning, metrics, origins, pareto, ratios, results, samples, subspaces
+from milora.report import findings, learning, metrics, origins, pareto, projections, ratios, results, samples, subspaces
 from milora.report.arms import Arm, arms_of, bases_of
 from milora.report.document import Document, Section
 from milora.report.folders import Material
@@ -35,6 +35,7 @@ def build(material: Material, title: str | None = None) -> Document:
         learning.retention(chosen, bases),
         learning.ranks(chosen),
         subspaces.similarity(chosen),
+        projections.section(chosen),
         subspaces.spectra(chosen),
         ratios.section(chosen),
         results.scores(material),

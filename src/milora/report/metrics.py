@@ -14,19 +14,16 @@ TITLES = {
     "relative": "‖ΔW‖ / ‖W‖",
     "norm_dW": "‖ΔW‖",
     "amplification": "amplification factor",
-    "effective_rank": "effective rank of ΔW",
     "intruders": "intruder dimensions",
-    "train_loss": "training loss",
 }
 MATRICES = "matrices"  # how many a mean is over
 LEARNING = ("validation_loss", "kl", "forgetting")  # these stand first
-LOWER_IS_BETTER = {*LEARNING, "train_loss"}
+LOWER_IS_BETTER = set(LEARNING)
 NEITHER = {
     MATRICES,
     "amplification",
     "relative",
     "norm_dW",
-    "effective_rank",
     "intruders",
 }  # they describe, they do not rank
 # Endings of the harness's metrics that fall as a model gets better.

@@ -118,7 +118,7 @@ def _error(arm: Arm | None, name: str, row: Mapping[str, Any]) -> float | None:
 def _of_arms(arms: Sequence[Arm]) -> list[Front]:
     slots = arm_slots(arms)
     both = [arm for arm in arms if "kl" in arm.metrics]
-    names = metrics.ordered({n for a in both for n in a.shown() if n not in ("kl", "forgetting", "train_loss")})
+    names = metrics.ordered({n for a in both for n in a.shown() if n not in ("kl", "forgetting")})
     found = []
     for name in (n for n in names if metrics.direction(n)):
         pairs = [(a, a.metrics["kl"], a.metrics[name]) for a in both if name in a.metrics]

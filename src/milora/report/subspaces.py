@@ -57,7 +57,8 @@ Grid = dict[tuple[int, str], float]  # (layer, type) -> phi
 Grids = dict[tuple[str, str], Grid]  # (side, part) -> its grid
 
 
-def _modules(arm: Arm) -> Iterable[dict[str, Any]]:
+def modules_of(arm: Arm) -> Iterable[dict[str, Any]]:
+    """The modules that the analyses of an arm's runs name."""
     for run in arm.runs:
         for module in run.analysis.get("modules") or []:
             if isinstance(module, dict):
@@ -66,7 +67,7 @@ def _modules(arm: Arm) -> Iterable[dict[str, Any]]:
 
 def _grids(arm: Arm) -> Grids:
     values: dict[tuple[str, str], dict[tuple[int, str], list[float]]] = {}
-    for module in _modules(arm):
+    for module in modules_of(arm):
         layer = module.get("layer")
         at = (layer if isinstance(layer, int) else -1, str(module.get("type")))
         for side in SIDES:
@@ -164,7 +165,7 @@ def spectra(arms: Sequence[Arm]) -> Section | None:
     rows = []
     for arm in arms:
         by_type: dict[str, list[list[float]]] = {}
-        for module in _modules(arm):
+        for module in modules_of(arm):
             if values := [float(v) for v in module.get("spectrum") or [] if isinstance(v, int | float)]:
                 by_type.setdefault(str(module.get("type")), []).append(values)
         for name, all_values in by_type.items():
@@ -195,5 +196,5 @@ def spectra(arms: Sequence[Arm]) -> Section | None:
 
 
 def _numbers(arm: Arm, module_type: str, key: str) -> list[float]:
-    of_type = [m.get(key) for m in _modules(arm) if str(m.get("type")) == module_type]
+    of_type = [m.get(key) for m in modules_of(arm) if str(m.get("type")) == module_type]
     return [float(v) for v in of_type if isinstance(v, int | float)]
