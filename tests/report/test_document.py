@@ -318,7 +318,10 @@ def test_a_run_whose_checkpoints_were_measured_has_its_end_in_the_table(tmp_path
     for method, kl in (("lora", 0.5), ("mica", 0.2)):
         (tmp_path / method).mkdir()
         (tmp_path / method / "recipe.yaml").write_text(synthetic.recipe(method, 8, 1e-4, 0))
-        rows = [{"step": s, "forgetting": {"kl": kl * s}, "losses": {"book": 4.0 - s}} for s in (0, 1, 2)]
+        score = {"task": "mcq", "metric": "acc", "filter": "none", "value": 0.5, "stderr": 0.125, "runs": 8}
+        rows = [
+            {"step": s, "forgetting": {"kl": kl * s}, "losses": {"book": 4.0 - s}, "scores": [score]} for s in (0, 1, 2)
+        ]
         synthetic.write_json(tmp_path / method / "retention.json", {"rows": rows})
     document = build(read([tmp_path / "lora", tmp_path / "mica"]))
     shown = table(document, "results-table")
@@ -327,6 +330,8 @@ def test_a_run_whose_checkpoints_were_measured_has_its_end_in_the_table(tmp_path
         ("lora", 1.0, 2.0), ("mica", 0.4, 2.0), ("base", None, 4.0),
     ]  # fmt: skip
     assert "pareto" in {s.id for s in document.sections}
+    scores = [row[3] for row in table(document, "retention-table").rows if row[1].text == "mcq: acc"]
+    assert len(scores) == 6 and all(cell.data["stderr"] == 0.125 for cell in scores)  # over 8 evaluation runs
 
 
 def test_projections_are_means_over_layers_and_seeds(tmp_path: Path):

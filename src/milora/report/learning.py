@@ -125,17 +125,24 @@ Line = tuple[Points, list[float | None]]
 
 
 def _retained(arm: Arm) -> dict[str, Line]:
-    """The lines of ``retention.json``: the mean over the runs that have one."""
+    """The lines of ``retention.json``: the mean over the runs that have one.
+
+    The errors are those between runs; of a single run, those of its evaluation runs.
+    """
     found: dict[str, list[Points]] = {}
+    errors: dict[str, list[float | None]] = {}
     for run in arm.runs:
         own: dict[str, Points] = {}
         for row in metrics.retention_rows(run):
+            of_scores = metrics.retained_errors(row)
             for name, value in metrics.retained(row).items():
                 own.setdefault(name, []).append((float(row["step"]), value))
+                errors.setdefault(name, []).append(of_scores.get(name))
         for name, points in own.items():
             if any(y is not None for _, y in points):
                 found.setdefault(name, []).append(points)
-    return {name: lines.mean_line(runs) for name, runs in found.items()}
+    several = {name: lines.mean_line(runs) for name, runs in found.items()}
+    return {name: (line[0], errors[name]) if len(found[name]) == 1 else line for name, line in several.items()}
 
 
 def _measured_at(arm: Arm, base: Mapping[str, Measured]) -> dict[str, Line]:

@@ -108,6 +108,12 @@ def retained(row: Mapping[str, Any]) -> dict[str, Any]:
     return found | {name: score.get("value") for name, score in zip(task_metrics(scores), scores, strict=True)}
 
 
+def retained_errors(row: Mapping[str, Any]) -> dict[str, float]:
+    """The standard errors of a row's scores over its evaluation runs, by name."""
+    scores = row.get("scores") or []
+    return numbers({name: s.get("stderr") for name, s in zip(task_metrics(scores), scores, strict=True)})
+
+
 def numbers(found: Mapping[str, Any]) -> dict[str, float]:
     """Those that are numbers."""
     return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
