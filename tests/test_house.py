@@ -126,6 +126,7 @@ def tree(readme: str) -> set[str]:
         indent = (len(line) - len(line.lstrip())) // 2
         name = line.split()[0]
         above = [*above[:indent], name.rstrip("/")]
+        assert "/".join(above) not in paths, f"{name}: stands twice"
         paths.add("/".join(above))
         assert len(line.split()) > 1 or indent == 0, f"{name}: a line without its description"
     return paths
