@@ -1,5 +1,6 @@
 """PAPERS.md: what it names is there, what is shipped is named in it, its numbers stand in the files that it links."""
 
+import json
 import re
 from pathlib import Path
 
@@ -73,6 +74,37 @@ def test_numbers_stand_in_the_files_that_are_linked():
             compared += 1
             assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", written), f"{row[0]}: {number}"
     assert compared >= 10
+
+
+# What a row calls an arm: the labels that it has in the result files.
+ARMS = {
+    "LoRA": {"lora"}, "PiSSA": {"pissa"}, "MiLoRA": {"milora"}, "MiCA": {"mica"}, "full": {"full"},
+    "principal": {"pissa"}, "random": {"random", "mica_random"}, "top": {"mica_top"}, "minor": {"milora"},
+}  # fmt: skip
+
+
+def misplaced(result: str) -> tuple[list[str], int]:
+    """Numbers behind an arm's name that no metric of that arm has in the linked comparison, and how many were seen."""
+    links = re.findall(r"\]\((benchmarks/results/[^)]+)\.md\)", result)
+    files = [ROOT / f"{link}.json" for link in links]
+    arms = [arm for file in files for arm in json.loads(file.read_text(encoding="utf-8")).get("arms", [])]
+    wrong, seen = [], 0
+    for name, values in re.findall(rf"\b({'|'.join(ARMS)}) (\d\.\d+(?: / \d\.\d+)*)", result if arms else ""):
+        means = [m["mean"] for arm in arms if arm["label"] in ARMS[name] for m in arm["metrics"].values()]
+        for value in values.split(" / "):
+            seen += 1
+            near = 0.5 * 10.0 ** -len(value.partition(".")[2]) + 1e-9
+            wrong += [] if any(abs(mean - float(value)) <= near for mean in means) else [f"{name} {value}"]
+    return wrong, seen
+
+
+def test_numbers_are_of_the_arms_that_they_stand_behind():
+    found = [misplaced(row[3]) for row in rows("Experiments")]
+    assert not [wrong for wrong, _ in found if wrong]
+    assert sum(seen for _, seen in found) >= 25
+    swapped = next(row[3] for row in rows("Experiments") if row[0].startswith("M-T6"))
+    swapped = swapped.replace("LoRA", "XXX", 1).replace("PiSSA", "LoRA", 1).replace("XXX", "PiSSA", 1)
+    assert len(misplaced(swapped)[0]) == 2
 
 
 def test_every_link_leads_somewhere():
