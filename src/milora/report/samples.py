@@ -35,7 +35,8 @@ def section(material: Material, arms: Sequence[Arm]) -> Section | None:
         return None
     said = (
         f"Of each task up to {EACH} rows where the first arm did better than the base, {EACH} where it did worse and "
-        f"{EACH} others, each time the first ones. Of an arm with several seeds the first seed is shown."
+        f"{EACH} others, each time the first ones; prompts of no task are those of the first validation rows. Of "
+        "an arm with several seeds the first seed is shown."
     )
     return Section("samples", "Samples, base and tuned side by side", [Text(said), *blocks])
 
