@@ -64,6 +64,7 @@ def test_the_composed_change_is_the_sum_of_the_changes(base, ids, tmp_path, tiny
          {"method": "svft", "pattern": "random", "entries": 30, "components_seed": 2}),
         ({"method": "svft", "save_bases": False}, {"method": "svft", "pattern": "banded", "d": 1, "save_bases": False}),
         ({"method": "svf"}, {"method": "svf", "as_published": True}),
+        ({"method": "svf"}, {"method": "svf", "components_seed": 7}),  # of runs with other seeds: nothing was drawn
         ({"method": "svft", "as_published": True}, {"method": "svft"}),
         ({"method": "lora_xs", "lora_alpha": 16}, {"method": "lora_xs"}),
         ({"method": "mica", "lora_alpha": 4}, {"method": "mica", "use_rslora": True}),
@@ -80,6 +81,10 @@ def test_patterns_scales_and_published_forms_are_summed_exactly(base, ids, tmp_p
     [
         ({"method": "mica"}, {"method": "mica", "components": "top"}),
         ({"method": "mica", "r": 4}, {"method": "mica"}),
+        (
+            {"method": "lora_xs", "components": "random", "save_bases": False},
+            {"method": "lora_xs", "components": "random", "save_bases": False, "components_seed": 7},
+        ),
         ({"method": "mica"}, {"method": "milora"}),
         ({"method": "lora_xs", "target_modules": ["q_proj"]}, {"method": "lora_xs", "target_modules": ["up_proj"]}),
     ],

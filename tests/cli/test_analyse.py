@@ -29,6 +29,7 @@ def test_a_run_keeps_its_analysis(runs: dict[str, Path], capsys: pytest.CaptureF
     written = json.loads((run.path / "analysis.json").read_text())
     assert written == printed == run.results()["analysis"]
     assert written["r"] == 4 and len(written["modules"]) == 14
+    assert "| phi top 4 | phi bottom 4 |" in run.card_file.read_text(encoding="utf-8")
     assert set(written["modules"][0]) == {
         "module", "layer", "type", "shape", "norm_W", "norm_dW", "relative", "directions", "phi", "projection",
         "spectrum", "effective_rank", "intruders",

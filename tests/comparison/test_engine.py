@@ -204,6 +204,7 @@ def test_random_components_are_drawn_with_the_seed_of_their_run(small, tmp_path)
 @pytest.mark.slow
 def test_tasks_are_compared_row_by_row(small, sums):
     small["measure"] |= {"tasks": ["milora_questions"], "data_dir": str(sums), "at": [], "analysis": None}
+    small["measure"]["gen_kwargs"] = {"num_beams": 2}
     small["seeds"] = [0]
     found = compare(check_grid(small))
     milora = found["arms"][1]
@@ -212,6 +213,8 @@ def test_tasks_are_compared_row_by_row(small, sums):
     assert {p["score_name"] for p in found["pareto"]} >= {"validation_loss", metric}
     run = RunFolder(Path(small["output_dir"]) / "runs" / "milora-r4-lr0.001-s0")
     assert run.results()["eval"]["comparison"][0]["n"] == 4
+    settings = run.results()["eval"]["tuned"]["settings"]
+    assert settings["milora_questions"]["gen_kwargs"] == {"num_beams": 2}
 
 
 @pytest.mark.slow

@@ -123,6 +123,11 @@ def test_a_small_twin_trains_a_step_of_each_method(name, shared_data, tiny_llama
     shutil.rmtree(tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["milora-table-1-llama2", "milora-table-1-llama3"])
+def test_table_1_searches_with_the_published_beams(name):
+    assert load_grid(name).measure.gen_kwargs == {"num_beams": 4}
+
+
 def test_a_recipe_that_ends_with_its_best_checkpoint_does_so_in_a_grid():
     grid = load_grid("milora-table-1-llama2")
     for job in planned(grid)["runs"]:

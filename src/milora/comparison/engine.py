@@ -49,8 +49,7 @@ def compare(
         MiloraError: a grid, a model or a folder that cannot be used. A run that fails is in the result as failed.
     """
     console, folder = console or Console(quiet=True), ComparisonFolder(grid.output_dir)
-    measured_jobs(grid, folder.path, {}, {}, all_rates=True)  # every recipe is checked before anything is written
-    selection_jobs(grid, folder.path, {})
+    planned(grid)  # every recipe and choice is checked before anything is written
     folder.create(grid, overwrite=overwrite)
     models = prepare_models(grid, folder, console)
     choosing = selection_jobs(grid, folder.path, models)

@@ -85,8 +85,8 @@ def write_samples(
         return
     prompts = [row["prompt"] for row in chosen]
     tuned = answers(model, tokenizer, prompts, max_new_tokens)
-    with nullcontext() if base_model is not None else model.disable_adapter():
-        base = answers(base_model or model, tokenizer, prompts, max_new_tokens)
+    with model.disable_adapter() if base_model is None else nullcontext():
+        base = answers(model if base_model is None else base_model, tokenizer, prompts, max_new_tokens)
     texts = [{key: tokenizer.decode(row[key], skip_special_tokens=True) for key in row} for row in chosen]
     lines = [text | {"base": b, "tuned": t} for text, b, t in zip(texts, base, tuned, strict=True)]
     write_text(folder / FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
