@@ -16,22 +16,26 @@ from milora.tasks import folder
 TABLES = {
     "milora-table-1": ("-llama2", "-llama3"), "milora-table-2": ("",), "milora-table-3": ("",), "milora-table-4": ("",),
     "milora-figure-2": ("",), "milora-table-7-pissa": ("",), "milora-table-7-llm-adapters": ("",),
-    "milora-figure-4": ("",),
+    "milora-figure-4": ("",), "milora-visual": ("",),
 }  # fmt: skip
 # What stands in a small twin's place where its name is another.
 OTHER_TWINS = {
     "milora-tables-5-6": "paper-check", "mica-blogs-qwen": "book-smollm2", "mica-blogs-llama2": "book-smollm2",
     "mica-blogs-components": "book-smollm2", "mica-history": "book-smollm2",
 }  # fmt: skip
-SMALL = sorted(name for name in grids() if name.endswith("-smollm2"))
+# No paper's: all methods side by side.
+OWN = {"family-smollm2"}
+# Their base takes pictures, and they start in test_pictures.py.
+PICTURES = {"milora-visual-smollm2"}
+SMALL = sorted({name for name in grids() if name.endswith("-smollm2")} - PICTURES)
 NO_SOURCE = {"sources", "output_dir", "name", "description"}
 
 
 def test_every_table_has_its_grids_and_a_small_twin():
     names = {f"{table}{model}" for table, models in TABLES.items() for model in models}
     twins = {f"{table}-smollm2" for table in TABLES}
-    assert names | twins | set(OTHER_TWINS) | set(OTHER_TWINS.values()) | {"tiny-check"} == set(grids())
-    assert len(names) == 9 and len(twins) == 8 and len(SMALL) == 9
+    assert names | twins | set(OTHER_TWINS) | set(OTHER_TWINS.values()) | OWN | {"tiny-check"} == set(grids())
+    assert len(names) == 10 and len(twins) == 9 and len(SMALL) == 10
 
 
 @pytest.mark.parametrize("name", sorted(grids()))

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from milora.comparison.bench import Bench
 from milora.comparison.folder import FAILED, ComparisonFolder
 from milora.comparison.grid import Grid
 from milora.comparison.load import PACKAGED_MODEL, shared_keys
-from milora.comparison.measure import Bench
 from milora.comparison.plan import Job, measured_jobs, selection_jobs
 from milora.comparison.results import results
 from milora.comparison.selection import choose, chosen_rates

@@ -19,29 +19,29 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from milora.adapters import load_adapter, model_changes
-from milora.analysis import analyse, forgetting, read_text
+from milora.analysis import analyse, forgetting
+from milora.comparison.bench import Bench
 from milora.comparison.first_steps import first_steps
 from milora.comparison.folder import MEASURED
-from milora.comparison.grid import Grid, Measure
+from milora.comparison.grid import Measure
 from milora.comparison.plan import Job
 from milora.comparison.samples import FILE as SAMPLES
 from milora.comparison.samples import write_samples
 from milora.comparison.validation import mean_loss, row_losses
 from milora.errors import MiloraError
 from milora.evaluation import evaluate, evaluate_base_and_tuned, write_results
-from milora.models.load import load_model, load_tokenizer
+from milora.models.load import load_model
 from milora.recipes.schema import Recipe
 from milora.runs import RunFolder, refresh_card
 from milora.runs.changed import changes_of
 from milora.runs.folder import read_json, write_json
-from milora.training.data import load_data
+from milora.training.masking import IMAGE
+from milora.training.pictures import PictureCollator
 from milora.training.shared_base import SharedBase
 
 # What decides the rows of measured.json, what the tasks' results and what the samples.
@@ -50,48 +50,6 @@ OF_TASKS = ("tasks", "limit", "batch_size", "data_dir", "gen_kwargs")
 OF_SAMPLES = ("samples", "sample_tokens", "validation")
 
 Losses = list[dict[str, float]] | None
-
-
-@dataclass
-class Bench:
-    """What measuring needs besides a run, read once for all of them.
-
-    Attributes:
-        grid: what is measured.
-        base_folder: variant to the folder of the base model's measurements.
-    """
-
-    grid: Grid
-    base_folder: dict[str, Path]
-    _texts: dict[str, str] = field(default_factory=dict)
-    _rows: dict[str, Any] = field(default_factory=dict)
-    _tokenizers: dict[str, Any] = field(default_factory=dict)
-
-    def tokenizer(self, recipe: Recipe) -> Any:
-        """The tokenizer of a recipe's model."""
-        name = recipe.model_name_or_path
-        if name not in self._tokenizers:
-            self._tokenizers[name] = load_tokenizer(
-                name, trust_remote_code=recipe.trust_remote_code, gguf_file=recipe.gguf_file
-            )
-        return self._tokenizers[name]
-
-    def rows(self, recipe: Recipe) -> Any:
-        """The validation rows of a recipe, tokenised; None where it has none."""
-        # A split of the training rows is drawn with the seed; an own data set is the same for every run.
-        keys = ("model_name_or_path", "dataset", "dataset_split", "dataset_limit", "dataset_format", "prompt_template",
-                "eval_dataset", "eval_split", "eval_dataset_limit", "min_length", "max_length", "overlong", "loss_on",
-                "val_set_size", "empty_rows")  # fmt: skip
-        name = json.dumps([*(getattr(recipe, key) for key in keys), None if recipe.eval_dataset else recipe.seed])
-        if name not in self._rows:
-            self._rows[name] = load_data(recipe, self.tokenizer(recipe), Console(quiet=True)).validation
-        return self._rows[name]
-
-    def text(self, source: str) -> str:
-        """The text on which forgetting is measured."""
-        if source not in self._texts:
-            self._texts[source] = read_text(source)
-        return self._texts[source]
 
 
 def is_measured(run: RunFolder, settings: dict[str, Any]) -> bool:
@@ -143,7 +101,7 @@ def measure_base(job: Job, bench: Bench, base: SharedBase) -> None:
     settings = {**settings_of(measure, whole=True), "seeds": bench.grid.seeds, "model": job.recipe.model_name_or_path}
     if read_json(folder / MEASURED).get("settings") == settings:
         return
-    model, tokenizer = base.model.eval(), bench.tokenizer(job.recipe)
+    model = base.model.eval()
     by_seed: dict[str, Any] = {}
     for seed in bench.grid.seeds:
         of_seed = replace(job, seed=seed, recipe=job.recipe.model_copy(update={"seed": seed}))
@@ -152,7 +110,9 @@ def measure_base(job: Job, bench: Bench, base: SharedBase) -> None:
         if losses is not None:
             by_seed[str(seed)] = {"validation_loss": mean_loss(losses), "rows": losses}
     if measure.tasks:
-        write_results(folder / "eval", evaluate(model, tokenizer, measure.tasks, **_task_settings(measure)))
+        write_results(
+            folder / "eval", evaluate(model, bench.reader(job.recipe), measure.tasks, **_task_settings(measure))
+        )
     write_json(folder / MEASURED, {"settings": settings, "by_seed": by_seed})
 
 
@@ -202,12 +162,12 @@ def _at_the_end(
         write_json(run.analysis_file, analyse(changes, r=measure.analysis.r or job.cell.r, seed=measure.analysis.seed))
     if measure.samples and not (_same(before, now, OF_SAMPLES) and (run.path / SAMPLES).is_file()):
         rows = bench.rows(job.recipe) if measure.validation else None
-        tokenizer = bench.tokenizer(job.recipe)
-        write_samples(run.path, model, base_model, tokenizer, rows, measure.samples, measure.sample_tokens)
+        tokenizer, pictures = bench.tokenizer(job.recipe), bench.pictures(job.recipe)
+        write_samples(run.path, model, base_model, tokenizer, rows, measure.samples, measure.sample_tokens, pictures)
     if measure.tasks and not (_same(before, now, OF_TASKS) and run.eval_results_file.is_file()):
         evaluate_base_and_tuned(
             model,
-            bench.tokenizer(job.recipe),
+            bench.reader(job.recipe),
             measure.tasks,
             base_results=_base_results(bench.base_folder[job.cell.variant.label]),
             run_folder=run.path,
@@ -229,8 +189,10 @@ def _losses(model: Any, job: Job, bench: Bench) -> Losses:
     rows = bench.rows(job.recipe) if bench.grid.measure.validation else None
     if rows is None:
         return None
-    pad = bench.tokenizer(job.recipe).pad_token_id
-    return row_losses(model, rows, pad_token_id=pad or 0, batch_size=bench.grid.measure.validation_batch_size)
+    pad, pictures = bench.tokenizer(job.recipe).pad_token_id, bench.pictures(job.recipe)
+    shown = PictureCollator(pictures) if pictures and IMAGE in rows.column_names else None
+    size = bench.grid.measure.validation_batch_size
+    return row_losses(model, rows, pad_token_id=pad or 0, batch_size=size, collator=shown)
 
 
 def _task_settings(measure: Measure) -> dict[str, Any]:

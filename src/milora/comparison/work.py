@@ -18,8 +18,9 @@ import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from milora.comparison.bench import Bench
 from milora.comparison.folder import FAILED, MEASURED, ComparisonFolder
-from milora.comparison.measure import Bench, is_measured, measure_base, measure_run, settings_of
+from milora.comparison.measure import is_measured, measure_base, measure_run, settings_of
 from milora.comparison.plan import Job
 from milora.recipes.schema import Recipe
 from milora.runs import RunFolder
