@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from adapters.steps import adapt, logits, train_steps
 from milora.adapters.agreement import Witness
 from milora.adapters.export import write_lora
+from milora.adapters.gguf_lora import write_gguf_lora
 from milora.adapters.limits import VLLM_RANKS, limits, refuse
 from milora.adapters.truncate import total
 from milora.errors import MiloraError
@@ -227,3 +228,49 @@ def test_a_tied_head_is_refused_for_llama_cpp(tmp_path):
     model.save_pretrained(tmp_path / "own")
     done = write_lora(tmp_path / "own", str(tmp_path / "base"), tmp_path / "out", check_base=True)
     assert [limit.reader for limit in done.limits] == ["llama.cpp"]
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_with_a_magnitude_it_is_pefts_dora(base, ids, method, tmp_path):
+    model = adapt(base(), method, magnitude=True)
+    train_steps(model, ids)
+    model.save_pretrained(tmp_path / "own")
+    done = write_lora(tmp_path / "own", None, tmp_path / "dora")
+    assert json.loads((done.path / "adapter_config.json").read_text())["use_dora"]
+    again = PeftModel.from_pretrained(base(), done.path)
+    assert all(type(config) is LoraConfig for config in again.peft_config.values())
+    wanted = logits(model, ids)
+    torch.testing.assert_close(logits(again, ids), wanted, atol=2e-5, rtol=1e-5)
+    assert (wanted - logits(base(), ids)).abs().max() > 1e-2
+    assert {limit.reader for limit in done.limits if limit.fatal} >= {"vllm", "llama.cpp"}
+    with pytest.raises(MiloraError, match="vllm would refuse it: use_dora"):
+        write_lora(tmp_path / "own", None, tmp_path / "served", readers=("vllm",))
+
+
+def test_a_magnitude_is_not_truncated_nor_written_for_llama_cpp(base, ids, tiny_llama, tmp_path):
+    model = adapt(base(), "milora", magnitude=True)
+    model.save_pretrained(tmp_path / "own")
+    with pytest.raises(MiloraError, match=r"--rank: .* has a magnitude"):
+        write_lora(tmp_path / "own", None, tmp_path / "r2", rank=2)
+    with pytest.raises(MiloraError, match=r"gguf-lora: llama\.cpp would refuse it: the adapter has a magnitude"):
+        write_gguf_lora(tmp_path / "own", tiny_llama, tmp_path / "a.gguf")
+
+
+def test_rows_of_zeros_have_no_quotient(base, ids, tmp_path):
+    def written(name, train):
+        start = base()
+        with torch.no_grad():
+            start.model.layers[0].self_attn.q_proj.weight[3] = 0
+        model = adapt(start, "milora", magnitude=True)
+        if train:
+            train_steps(model, ids)
+        model.save_pretrained(tmp_path / name)
+        again = base()
+        with torch.no_grad():
+            again.model.layers[0].self_attn.q_proj.weight[3] = 0
+        return logits(model, ids), again, write_lora(tmp_path / name, None, tmp_path / f"{name}-dora").path
+
+    wanted, again, folder = written("trained", True)
+    torch.testing.assert_close(logits(PeftModel.from_pretrained(again, folder), ids), wanted, atol=2e-5, rtol=1e-5)
+    with pytest.raises(MiloraError, match="a row of its weight is zero, allowed for it: --to merged"):
+        written("start", False)

@@ -19,11 +19,11 @@ def logits(model, tokens=range(3, 40)):
         return model.eval()(torch.tensor([list(tokens)])).logits
 
 
-@pytest.mark.parametrize("method", ["milora", "lora"])
-def test_a_run_leaves_an_adapter_that_plain_peft_loads(settings, method):
+@pytest.mark.parametrize(("method", "method_settings"), [("milora", {}), ("lora", {}), ("milora", {"magnitude": True})])
+def test_a_run_leaves_an_adapter_that_plain_peft_loads(settings, method, method_settings):
     from peft import PeftModel
 
-    run = train(Recipe(**settings | {"method": method}))
+    run = train(Recipe(**settings | {"method": method, "method_settings": method_settings}))
     base = AutoModelForCausalLM.from_pretrained(settings["model_name_or_path"])
     before = logits(base)
     loaded = PeftModel.from_pretrained(base, run.path)

@@ -190,7 +190,7 @@ class AdapterFile:
             MiloraError: the module's factors do not belong together.
         """
         try:
-            return self._delta({part: _wide(tensor) for part, tensor in self.parts(module).items()}, module)
+            return self._delta({part: wide(tensor) for part, tensor in self.parts(module).items()}, module)
         except MiloraError as error:
             raise MiloraError(f"adapter: {self.folder / WEIGHTS}: {module}: {error}") from error
 
@@ -200,7 +200,7 @@ class AdapterFile:
         Raises:
             MiloraError: they do not belong together.
         """
-        return read_stacks(self._stacks, lambda key: _wide(self.tensor(key)), f"adapter: {self.folder / WEIGHTS}")
+        return read_stacks(self._stacks, lambda key: wide(self.tensor(key)), f"adapter: {self.folder / WEIGHTS}")
 
     def refuse_fused(self, what: str) -> None:
         """Refuse what knows only single matrices."""
@@ -294,6 +294,6 @@ def _split_lora(key: str) -> tuple[str, str]:
     return key, ""
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
     kept = tensor.dtype == torch.float64 or not tensor.is_floating_point()
     return tensor if kept else tensor.to(torch.float32)

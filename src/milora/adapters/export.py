@@ -4,7 +4,8 @@
 
 exactly, with the scale inside B, so that the reader's scale is lora_alpha / rank = 1. Where only R trains, B = s L0 and
 A = dR, of rank r. Layers of smaller rank are padded with zeros to the largest: the reader needs no patterns. With a
-rank, B A is the best approximation of that rank (`milora.adapters.truncate`).
+rank, B A is the best approximation of that rank (`milora.adapters.truncate`). With a magnitude it is PEFT's DoRA of the
+same B A (`milora.adapters.dora_export`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from milora.adapters.attach import WEIGHTS
 from milora.adapters.base_layers import features
 from milora.adapters.config import SpectralConfig
 from milora.adapters.delta import INSIDE, AdapterFile
+from milora.adapters.dora_export import direction, has_magnitude, magnitude_tensor
 from milora.adapters.expert_export import stacked_lora, stacked_rank
 from milora.adapters.limits import Limit, limits, refuse
 from milora.adapters.saved_config import CONFIG
@@ -119,10 +121,17 @@ def lora_tensors(file: AdapterFile, rank: int | None = None) -> tuple[dict[str, 
     """
     if rank is not None and rank < 1:
         raise MiloraError(f"rank: got {rank}, allowed a whole number from 1 on")
+    if rank is not None and has_magnitude(file):
+        raise MiloraError(f"--rank: {file.folder} has a magnitude, whose change is no product of factors; allowed none")
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     errors: list[LayerError] = []
+    magnitudes: dict[str, Tensor] = {}
     for module in file.modules:
-        delta = file.delta(module)
+        if has_magnitude(file):
+            delta, m = direction(file, module)
+            magnitudes |= magnitude_tensor(module, m)
+        else:
+            delta = file.delta(module)
         if rank is None:
             pairs[module] = delta.P, delta.Q
         else:
@@ -136,6 +145,7 @@ def lora_tensors(file: AdapterFile, rank: int | None = None) -> tuple[dict[str, 
     stacks = file.stacks()
     common = max([A.shape[0] for _, A in pairs.values()] + [stacked_rank(factors) for factors in stacks.values()])
     tensors = {name: file.tensor(name) for name in file.others} | named_pairs(pairs, common, file.embeddings)
+    tensors |= magnitudes
     if isinstance(file.config, SpectralConfig):
         tensors |= {f"{INSIDE}{name}": tensor for name, tensor in stacked_lora(stacks, file.config, common).items()}
     return tensors, common, errors
@@ -177,7 +187,7 @@ def check_fits(file: AdapterFile, model_name_or_path: str | Path) -> nn.Module:
         layer = layers.get(module)
         if layer is None:
             raise MiloraError(f"base {model_name_or_path}: has no layer {module}")
-        out, in_ = file.delta(module).shape
+        out, in_ = (direction(file, module)[0] if has_magnitude(file) else file.delta(module)).shape
         if features(layer) != (in_, out):
             raise MiloraError(
                 f"base {model_name_or_path}: {module} is {features(layer)} (in, out), the adapter {(in_, out)}"
@@ -194,11 +204,12 @@ def tied_head(model: Any) -> str | None:
 
 
 def lora_config(file: AdapterFile, rank: int, model_name_or_path: str | None) -> LoraConfig:
-    """The configuration of a LoRA with its scale inside B, for the modules of an adapter."""
+    """The configuration of a LoRA (a DoRA, with a magnitude) with its scale inside B, for the modules of an adapter."""
     config: Any = file.config
     return LoraConfig(
         r=rank,
         lora_alpha=rank,
+        use_dora=has_magnitude(file),
         target_modules=config.target_modules,
         target_parameters=getattr(config, "target_parameters", None),
         exclude_modules=config.exclude_modules,

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from milora.adapters.delta import INSIDE, AdapterFile
+from milora.adapters.dora_export import has_magnitude
 from milora.adapters.export import Exported, check_fits, check_free, lora_tensors, tied_head
 from milora.adapters.limits import Limit, head_limit
 from milora.errors import MiloraError
@@ -134,6 +135,8 @@ def write_gguf_lora(
     if file.others:
         limit = Limit("llama.cpp", f"{next(iter(file.other()))} is trained in full; use --to merged")
         raise MiloraError(f"gguf-lora: {limit}")
+    if has_magnitude(file):
+        raise MiloraError(f"gguf-lora: {Limit('llama.cpp', 'the adapter has a magnitude; use --to merged')}")
     check_fits(file, model_name_or_path)
     file.refuse_fused("gguf-lora")
     if file.embeddings:

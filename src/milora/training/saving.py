@@ -22,8 +22,8 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 def save_result(model: Any, tokenizer: Any, recipe: Recipe, run: RunFolder, state: Any = None) -> None:
     """Write what was trained into the run folder; ``state`` holds its tensors where the model has only parts of them.
 
-    - a spectral method: its own form in ``adapter/``, and the exact plain LoRA at the root, which PEFT loads
-      without this package;
+    - a spectral method: its own form in ``adapter/``, and the exact plain LoRA (DoRA, with a magnitude) at the root,
+      which PEFT loads without this package;
     - a method of PEFT: its adapter at the root;
     - full fine-tuning: the model and its tokenizer in ``model/``.
 
