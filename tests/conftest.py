@@ -78,6 +78,23 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_instruct(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny Llama, every weight moved as instruction tuning would."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny_instruct")
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.01 * torch.randn(weight.shape, generator=generator)
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_llava(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory, example: Callable[[str], Any]) -> Path:
     """A folder with a random LLaVA of 16 tokens a picture around the tiny Llama, as the example composes it."""
     folder = tmp_path_factory.mktemp("tiny_llava")

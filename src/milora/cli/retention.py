@@ -36,6 +36,9 @@ def retention(
     batch_size: Annotated[
         int | None, typer.Option("--batch_size", "--batch-size", help="Requests in one forward pass.")
     ] = None,
+    onto: Annotated[
+        str | None, typer.Option(help="Measure on this model with the change added: the base's instruct model.")
+    ] = None,
     model_name_or_path: AdapterBase = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -51,7 +54,7 @@ def retention(
     recipe = recipe.model_copy(update={key: value for key, value in changed.items() if value is not None})
     names = [name.strip() for name in (tasks or "").split(",") if name.strip()] or list(recipe.eval_tasks)
     asked = {
-        "tasks": names, "runs": runs, "tasks_at": _steps(tasks_at), "losses": _named(losses or []),
+        "tasks": names, "runs": runs, "tasks_at": _steps(tasks_at), "losses": _named(losses or []), "onto": onto,
         "limit": recipe.eval_limit if limit is None else limit,
         "batch_size": recipe.eval_batch_size if batch_size is None else batch_size,
         "data_dir": recipe.eval_data_dir if data_dir is None else data_dir,

@@ -11,10 +11,12 @@ from rich.console import Console
 
 from milora.analysis import read_text
 from milora.comparison.grid import Grid
+from milora.comparison.tuned import other_base
 from milora.models.load import load_processor, load_tokenizer
 from milora.models.pictures import Pictures
 from milora.recipes.schema import Recipe
 from milora.training.data import load_data
+from milora.training.shared_base import SAME, SharedBase
 
 # What decides the validation rows of a recipe.
 OF_ROWS = (
@@ -39,6 +41,7 @@ class Bench:
     _rows: dict[str, Any] = field(default_factory=dict)
     _tokenizers: dict[str, Any] = field(default_factory=dict)
     _pictures: dict[str, Pictures | None] = field(default_factory=dict)
+    _onto: tuple[list[object], SharedBase] | None = None
 
     def tokenizer(self, recipe: Recipe) -> Any:
         """The tokenizer of a recipe's model."""
@@ -61,6 +64,22 @@ class Bench:
         """What tasks are read with: the processor of a model that takes pictures, else the tokenizer."""
         pictures = self.pictures(recipe)
         return pictures.processor if pictures else self.tokenizer(recipe)
+
+    def asked(self, recipe: Recipe) -> Recipe:
+        """The recipe with the name of the model that is asked: the base, or what `measure.onto` names."""
+        onto = self.grid.measure.onto
+        return recipe if onto is None else recipe.model_copy(update={"model_name_or_path": onto, "gguf_file": None})
+
+    def onto(self, recipe: Recipe) -> SharedBase | None:
+        """The model onto which the changes of a recipe's runs are carried; None where they are asked on their base."""
+        name = self.grid.measure.onto
+        if name is None:
+            return None
+        keys: list[object] = [getattr(self.asked(recipe), key) for key in SAME]
+        if self._onto is None or self._onto[0] != keys:
+            self._onto = None
+            self._onto = (keys, other_base(recipe, name))
+        return self._onto[1]
 
     def rows(self, recipe: Recipe) -> Any:
         """The validation rows of a recipe, tokenised; None where it has none."""

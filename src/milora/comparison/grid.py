@@ -84,6 +84,9 @@ class Measure(_Part):
     batch_size: int = Field(8, gt=0, description="rows in one forward pass of a task")
     data_dir: str | None = Field(None, description="folder with the tasks' files, in place of the hub")
     gen_kwargs: dict[str, Any] = Field({}, description="generation settings over the tasks' own, as {num_beams: 4}")
+    onto: str | None = Field(
+        None, description="measure on this model with each run's change added: the instruct model of the base"
+    )
 
 
 class Check(_Part):

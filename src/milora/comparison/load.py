@@ -77,7 +77,7 @@ def check_grid(given: Mapping[str, Any], where: str = "grid") -> Grid:
     except ValidationError as error:
         problems = [_problem(e) for e in error.errors()]
         raise MiloraError(f"{where}: " + "; ".join(dict.fromkeys(problems))) from error
-    problems = [*_names(grid), *_keys(grid), *_checks(grid)]
+    problems = [*_names(grid), *_keys(grid), *_checks(grid), *_onto(grid)]
     if problems:
         raise MiloraError(f"{where}: " + "; ".join(problems))
     return grid
@@ -179,6 +179,12 @@ def _unknown(where: str, keys: Iterable[str], decided: tuple[str, ...], followin
             yield f"{where}: {key!r} is decided by arms, seeds and output_dir"
         elif key in following:
             yield f"{where}: {key!r} follows from measure.at"
+
+
+def _onto(grid: Grid) -> Iterator[str]:
+    for variant in grid.variants if grid.measure.onto is not None else ():
+        if variant.rescale is not None:
+            yield f"measure.onto: got it with variant {variant.label!r}, which is rescaled, allowed weights as they are"
 
 
 def _checks(grid: Grid) -> Iterator[str]:

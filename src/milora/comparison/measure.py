@@ -17,13 +17,12 @@ measured.json with its validation loss {"by_seed": {seed: {"validation_loss", "r
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from milora.adapters import load_adapter, model_changes
+from milora.adapters import model_changes
 from milora.analysis import analyse, forgetting
 from milora.comparison.bench import Bench
 from milora.comparison.first_steps import first_steps
@@ -32,11 +31,10 @@ from milora.comparison.grid import Measure
 from milora.comparison.plan import Job
 from milora.comparison.samples import FILE as SAMPLES
 from milora.comparison.samples import write_samples
+from milora.comparison.tuned import tuned_at
 from milora.comparison.validation import mean_loss, row_losses
 from milora.errors import MiloraError
 from milora.evaluation import evaluate, evaluate_base_and_tuned, write_results
-from milora.models.load import load_model
-from milora.recipes.schema import Recipe
 from milora.runs import RunFolder, refresh_card
 from milora.runs.changed import changes_of
 from milora.runs.folder import read_json, write_json
@@ -45,9 +43,9 @@ from milora.training.pictures import PictureCollator
 from milora.training.shared_base import SharedBase
 
 # What decides the rows of measured.json, what the tasks' results and what the samples.
-BY_STEP = ("validation", "validation_batch_size", "forgetting")
-OF_TASKS = ("tasks", "limit", "batch_size", "data_dir", "gen_kwargs")
-OF_SAMPLES = ("samples", "sample_tokens", "validation")
+BY_STEP = ("validation", "validation_batch_size", "forgetting", "onto")
+OF_TASKS = ("tasks", "limit", "batch_size", "data_dir", "gen_kwargs", "onto")
+OF_SAMPLES = ("samples", "sample_tokens", "validation", "onto")
 
 Losses = list[dict[str, float]] | None
 
@@ -60,7 +58,8 @@ def is_measured(run: RunFolder, settings: dict[str, Any]) -> bool:
 
 def settings_of(measure: Measure, *, whole: bool) -> dict[str, Any]:
     """What decides the measurements of a run, as measured.json names it."""
-    return measure.model_dump(mode="json") if whole else {"validation": measure.validation}
+    settings = measure.model_dump(mode="json")
+    return settings if whole else {name: settings[name] for name in ("validation", "onto")}
 
 
 def measure_run(job: Job, bench: Bench, base: SharedBase) -> None:
@@ -72,21 +71,22 @@ def measure_run(job: Job, bench: Bench, base: SharedBase) -> None:
     run, now = RunFolder(job.recipe.output_dir), settings_of(bench.grid.measure, whole=job.measured)
     before = read_json(run.path / MEASURED)
     kept = {row["step"]: row for row in before["steps"]} if _same(before, now, BY_STEP) else {}
-    last, losses, predicted = _last_step(run), before.get("validation_rows"), None
+    last, losses, onto = _last_step(run), before.get("validation_rows"), bench.onto(job.recipe)
     rows: list[dict[str, Any]] = []
     for step in sorted({*(bench.grid.measure.at if job.measured else ()), last}):
         at_the_end = step == last and job.measured
         row = kept.get(step)
         if row is None or at_the_end:
-            with tuned_at(run, None if step == last else step, job.recipe, base) as (model, base_model):
+            with tuned_at(run, None if step == last else step, job.recipe, base, onto) as (model, base_model):
                 if row is None:
                     row, losses = _at_step(model, base_model, job, bench)
                 if at_the_end:
-                    predicted = _at_the_end(model, base_model, job, bench, run, before)
+                    _ask(model, base_model, job, bench, run, before)
         rows.append({**row, "step": step})
     text = bench.grid.measure.forgetting
     if text is not None and rows[-1]["forgetting"] is not None:
         write_json(run.forgetting_file, {"text": Path(text.text).name, **rows[-1]["forgetting"]})
+    predicted = _look_into(job, bench, base, run, before) if job.measured else None
     record = {"settings": now, "steps": rows, "validation_rows": losses, "predicted": predicted}
     write_json(run.path / MEASURED, record)
     refresh_card(run)
@@ -101,7 +101,7 @@ def measure_base(job: Job, bench: Bench, base: SharedBase) -> None:
     settings = {**settings_of(measure, whole=True), "seeds": bench.grid.seeds, "model": job.recipe.model_name_or_path}
     if read_json(folder / MEASURED).get("settings") == settings:
         return
-    model = base.model.eval()
+    model = (bench.onto(job.recipe) or base).model.eval()
     by_seed: dict[str, Any] = {}
     for seed in bench.grid.seeds:
         of_seed = replace(job, seed=seed, recipe=job.recipe.model_copy(update={"seed": seed}))
@@ -111,72 +111,62 @@ def measure_base(job: Job, bench: Bench, base: SharedBase) -> None:
             by_seed[str(seed)] = {"validation_loss": mean_loss(losses), "rows": losses}
     if measure.tasks:
         write_results(
-            folder / "eval", evaluate(model, bench.reader(job.recipe), measure.tasks, **_task_settings(measure))
+            folder / "eval",
+            evaluate(model, bench.reader(bench.asked(job.recipe)), measure.tasks, **_task_settings(measure)),
         )
     write_json(folder / MEASURED, {"settings": settings, "by_seed": by_seed})
-
-
-@contextmanager
-def tuned_at(run: RunFolder, step: int | None, recipe: Recipe, base: SharedBase) -> Iterator[tuple[Any, Any]]:
-    """Yield the model of a run at a step (None: at its end), and its base where no adapter can be disabled.
-
-    Raises:
-        MiloraError: there is no checkpoint of that step.
-    """
-    folder = run.path / f"checkpoint-{step}" if step is not None else None
-    if folder is not None and not folder.is_dir():
-        raise MiloraError(f"measure.at: {run.path} holds no checkpoint of step {step}")
-    if recipe.method == "full":
-        where = {"dtype": recipe.base_dtype, "device": recipe.device, "trust_remote_code": recipe.trust_remote_code}
-        yield load_model(str(folder or run.model), **where), base.model
-        return
-    if not base.serves(recipe):
-        with SharedBase(recipe).lent() as model:
-            yield load_adapter(model, folder or run.own_adapter()), None
-        return
-    with base.lent() as model:
-        yield load_adapter(model, folder or run.own_adapter()), None
 
 
 def _at_step(model: Any, base_model: Any, job: Job, bench: Bench) -> tuple[dict[str, Any], Losses]:
     losses, moved, text = _losses(model, job, bench), None, bench.grid.measure.forgetting
     if job.measured and text is not None:
         found = forgetting(
-            model, bench.tokenizer(job.recipe), bench.text(text.text), base_model=base_model,
+            model, bench.tokenizer(bench.asked(job.recipe)), bench.text(text.text), base_model=base_model,
             block=text.block, max_tokens=text.max_tokens, batch_size=text.batch_size,
         )  # fmt: skip
         moved = found.as_dict()
     return {"validation_loss": None if losses is None else mean_loss(losses), "forgetting": moved}, losses
 
 
-def _at_the_end(
-    model: Any, base_model: Any, job: Job, bench: Bench, run: RunFolder, before: dict[str, Any]
-) -> dict[str, Any] | None:
-    """Analyse, sample, ask and predict where that was not done with the same settings; returns what is predicted."""
+def _look_into(job: Job, bench: Bench, base: SharedBase, run: RunFolder, before: dict[str, Any]) -> Any:
+    """Analyse the change of the run's own base where that was not done, and return what is predicted of it."""
     measure, now = bench.grid.measure, settings_of(bench.grid.measure, whole=True)
-    analysed = _same(before, now, ("analysis",)) and run.analysis_file.is_file()
-    if measure.analysis is not None and not analysed:
+    wanted = measure.analysis is not None and not (_same(before, now, ("analysis",)) and run.analysis_file.is_file())
+    predicted = before.get("predicted")
+    if not wanted and (predicted or not measure.predicted):
+        return predicted if measure.predicted else None
+    if job.recipe.method == "full":
         # The weights that an adapter would have changed, so that the means are over the same matrices.
-        whole = base_model is not None
-        changes = changes_of(run.path, targets=job.recipe.target_modules) if whole else model_changes(model)
-        write_json(run.analysis_file, analyse(changes, r=measure.analysis.r or job.cell.r, seed=measure.analysis.seed))
+        _analyse(changes_of(run.path, targets=job.recipe.target_modules), job, bench, run, wanted)
+        return None
+    with tuned_at(run, None, job.recipe, base) as (model, _):
+        _analyse(model_changes(model), job, bench, run, wanted)
+        return (predicted or first_steps(model, job, bench.grid)) if measure.predicted else None
+
+
+def _analyse(changes: Iterable[Any], job: Job, bench: Bench, run: RunFolder, wanted: bool) -> None:
+    analysis = bench.grid.measure.analysis
+    if wanted and analysis is not None:
+        write_json(run.analysis_file, analyse(changes, r=analysis.r or job.cell.r, seed=analysis.seed))
+
+
+def _ask(model: Any, base_model: Any, job: Job, bench: Bench, run: RunFolder, before: dict[str, Any]) -> None:
+    """Samples and tasks, where that was not done with the same settings."""
+    measure, now, recipe = bench.grid.measure, settings_of(bench.grid.measure, whole=True), bench.asked(job.recipe)
     if measure.samples and not (_same(before, now, OF_SAMPLES) and (run.path / SAMPLES).is_file()):
         rows = bench.rows(job.recipe) if measure.validation else None
-        tokenizer, pictures = bench.tokenizer(job.recipe), bench.pictures(job.recipe)
+        tokenizer, pictures = bench.tokenizer(recipe), bench.pictures(recipe)
         write_samples(run.path, model, base_model, tokenizer, rows, measure.samples, measure.sample_tokens, pictures)
     if measure.tasks and not (_same(before, now, OF_TASKS) and run.eval_results_file.is_file()):
         evaluate_base_and_tuned(
             model,
-            bench.reader(job.recipe),
+            bench.reader(recipe),
             measure.tasks,
             base_results=_base_results(bench.base_folder[job.cell.variant.label]),
             run_folder=run.path,
             overwrite=True,
             **_task_settings(measure),
         )
-    if not measure.predicted or base_model is not None:
-        return None
-    return before.get("predicted") or first_steps(model, job, bench.grid)
 
 
 def _same(before: dict[str, Any], now: dict[str, Any], names: Sequence[str]) -> bool:

@@ -16,7 +16,9 @@ retention.json of the run folder:
                "accuracies": {name: share},
                "scores": [{"task", "metric", "filter", "value", "stderr", "runs", "n"}]}]}
 
-Step 0 is the base. A row is written as soon as it is measured; another call measures what is not there yet.
+Step 0 is the base. A row is written as soon as it is measured; another call measures what is not there yet. MiCA asks
+the instruct model with what the base model has learnt: `onto` names such a model, on which everything is measured then,
+with the change added, and which step 0 is.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from milora.analysis import forgetting, read_text
-from milora.comparison.measure import tuned_at
 from milora.comparison.statistics import mean_and_stderr
+from milora.comparison.tuned import other_base, tuned_at
 from milora.comparison.wording import paragraphs, wording
 from milora.errors import MiloraError
 from milora.evaluation import evaluate
@@ -59,6 +61,7 @@ class Asked:
         limit, batch_size, data_dir: of the tasks, as for `milora.evaluation.evaluate`; the batch size of losses too.
         text: a file, or wikitext-103, on which forgetting is measured; with its block and number of tokens.
         losses: name to a text file whose wording's loss and accuracy are measured.
+        onto: measure on this model, with the run's change added to its weights; None measures on the base.
     """
 
     tasks: Sequence[str] = ()
@@ -71,6 +74,7 @@ class Asked:
     block: int = 512
     max_tokens: int | None = None
     losses: Mapping[str, str] = field(default_factory=dict[str, str])
+    onto: str | None = None
 
     def __post_init__(self) -> None:
         if self.runs < 1:
@@ -78,7 +82,7 @@ class Asked:
         if not (self.tasks or self.text or self.losses):
             raise MiloraError("retention: got nothing to measure, allowed tasks, a text, losses")
 
-    def settings(self, fingerprint: str) -> dict[str, Any]:
+    def settings(self, base: SharedBase, onto: SharedBase | None) -> dict[str, Any]:
         """What decides the numbers, without the paths of this machine."""
         record: dict[str, Any] = {
             "tasks": list(self.tasks), "runs": self.runs, "limit": self.limit,
@@ -86,7 +90,8 @@ class Asked:
             "text": None if self.text is None else _named(self.text), "block": self.block,
             "max_tokens": self.max_tokens, "losses": {name: _named(file) for name, file in self.losses.items()},
         }  # fmt: skip
-        return record | {"base_fingerprint": fingerprint}
+        carried = {} if onto is None else {"onto_fingerprint": onto.fingerprint}
+        return record | {"base_fingerprint": base.fingerprint} | carried
 
 
 def retention(
@@ -120,16 +125,18 @@ def retention(
     recipe, what = recipe or run.recipe(), Asked(**asked)
     steps = _steps(run, recipe)
     base = base or SharedBase(recipe)
-    settings = what.settings(base.fingerprint)
+    onto = None if what.onto is None else other_base(recipe, what.onto)
+    settings = what.settings(base, onto)
     file = run.path / FILE
     before = {} if overwrite else read_json(file)
     if before and before["settings"] != settings:
-        changed = [key for key in settings if before["settings"].get(key) != settings[key]]
+        both = [*settings, *(key for key in before["settings"] if key not in settings)]
+        changed = [key for key in both if before["settings"].get(key) != settings.get(key)]
         raise MiloraError(f"retention: {file} was measured with other {', '.join(changed)}; --overwrite replaces it")
     rows = {row["step"]: row for row in before.get("rows", [])}
     if base_row is not None and 0 not in rows:
         rows[0] = dict(base_row)
-    bench = _Bench.of(recipe, what, base)
+    bench = _Bench.of(recipe, what, base, onto)
     for done, (step, (epoch, place)) in enumerate(steps.items()):
         if step not in rows:
             rows[step] = {"step": step, "epoch": epoch, **_row(bench, run, step, place)}
@@ -166,25 +173,28 @@ class _Bench:
     recipe: Recipe
     what: Asked
     base: SharedBase
+    onto: SharedBase | None
     tokenizer: Any
     text: str | None
     paragraphs: dict[str, list[list[int]]]
     differing: dict[str, bool] = field(default_factory=dict[str, bool])  # task: whether its runs differ
 
     @classmethod
-    def of(cls, recipe: Recipe, what: Asked, base: SharedBase) -> _Bench:
-        source = {"trust_remote_code": recipe.trust_remote_code, "gguf_file": recipe.gguf_file}
-        tokenizer = load_tokenizer(recipe.model_name_or_path, **source)
+    def of(cls, recipe: Recipe, what: Asked, base: SharedBase, onto: SharedBase | None) -> _Bench:
+        source = {"gguf_file": recipe.gguf_file if what.onto is None else None}
+        name = what.onto or recipe.model_name_or_path
+        tokenizer = load_tokenizer(name, trust_remote_code=recipe.trust_remote_code, **source)
         context = getattr(base.model.config, "max_position_embeddings", None)
         read = {name: paragraphs(file, tokenizer, context) for name, file in what.losses.items()}
-        return cls(recipe, what, base, tokenizer, read_text(what.text) if what.text else None, read)
+        return cls(recipe, what, base, onto, tokenizer, read_text(what.text) if what.text else None, read)
 
 
 def _row(bench: _Bench, run: RunFolder, step: int, place: int | None) -> dict[str, Any]:
     base, what = bench.base, bench.what
-    where: AbstractContextManager[Any] = tuned_at(run, place, bench.recipe, base)
+    where: AbstractContextManager[Any] = tuned_at(run, place, bench.recipe, base, bench.onto)
     if step == 0:
-        where = nullcontext((base.model, base.model))
+        untouched = (bench.onto or base).model
+        where = nullcontext((untouched, untouched))
     with where as (model, base_model):
         pad = bench.tokenizer.pad_token_id or 0
         known = {
