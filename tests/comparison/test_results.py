@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from milora.comparison.beside import beside
 from milora.comparison.checks import failed_gates
 from milora.comparison.folder import ComparisonFolder
+from milora.comparison.gather import ArmResult
 from milora.comparison.load import check_grid
 from milora.comparison.plan import measured_jobs, selection_jobs
 from milora.comparison.results import results
@@ -156,3 +158,29 @@ def test_the_rate_of_least_loss_is_chosen_and_failures_count(tmp_path):
         (1.0, [0, 1], False), (2.0, [0, 1], False),
     ]  # fmt: skip
     assert arms[0]["errors"]["0"] == "boom"
+
+
+def test_footprint_and_gain_beside_another(folder):
+    for arm, count in (("lora", 1000), ("milora", 60)):
+        for seed in (0, 1):
+            file = folder.runs / f"{arm}-r8-lr0.0003-s{seed}" / "provenance.json"
+            file.write_text(json.dumps({"trainable_parameters": count}))
+    lora, milora = record(folder)["arms"]
+    assert lora["beside"] == {}
+    # 2.0 to 0.95 beside 2.0 to 1.1
+    assert milora["beside"]["lora"] == {"footprint": 0.06, "gain_ratio": {"validation_loss": pytest.approx(1.05 / 0.9)}}
+    # MiCA's own: 27.4 to 39.2 beside 27.4 to 29.4
+    assert ratio(27.4, 39.2, 29.4, [1.0, 3.0]) == {"t:acc": pytest.approx(5.9)}
+    assert ratio(27.4, 39.2, 27.5, [-1.0, 1.2]) == {}  # LoRA's gain is not clear of zero
+    assert ratio(27.4, 39.2, 29.4, None) == {}
+
+
+def ratio(base, arm, other, interval):
+    made = [ArmResult(label, label, "base", "mica", 8, 1e-3, True) for label in ("mica", "lora")]
+    against = {
+        id(a): {"base": {"t:acc": {"difference": x - base, "interval": i}, "amplification:q": {"difference": 1.0}}}
+        for a, x, i in zip(made, (arm, other), ([1.0, 2.0], interval), strict=True)
+    }
+    found = beside(made[0], made, against, ["lora", "base"])
+    assert found.keys() == {"lora"} and found["lora"]["footprint"] is None
+    return found["lora"]["gain_ratio"]

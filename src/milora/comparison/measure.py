@@ -58,8 +58,8 @@ def is_measured(run: RunFolder, settings: dict[str, Any]) -> bool:
 
 def settings_of(measure: Measure, *, whole: bool) -> dict[str, Any]:
     """What decides the measurements of a run, as measured.json names it."""
-    settings = measure.model_dump(mode="json")
-    return settings if whole else {name: settings[name] for name in ("validation", "onto")}
+    settings = measure.model_dump(mode="json", exclude={"onto"} if measure.onto is None else None)
+    return settings if whole else {name: settings[name] for name in ("validation", "onto") if name in settings}
 
 
 def measure_run(job: Job, bench: Bench, base: SharedBase) -> None:
@@ -172,7 +172,7 @@ def _ask(model: Any, base_model: Any, job: Job, bench: Bench, run: RunFolder, be
 def _same(before: dict[str, Any], now: dict[str, Any], names: Sequence[str]) -> bool:
     """Whether settings are what they were when a record was written."""
     settings = before.get("settings", {})
-    return bool(before.get("steps")) and all(name in settings and settings[name] == now.get(name) for name in names)
+    return bool(before.get("steps")) and all(settings.get(name) == now.get(name) for name in names)
 
 
 def _losses(model: Any, job: Job, bench: Bench) -> Losses:

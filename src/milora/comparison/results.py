@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from milora.comparison.beside import Against, beside
 from milora.comparison.checks import run_checks
 from milora.comparison.differences import against
 from milora.comparison.folder import ComparisonFolder
 from milora.comparison.fronts import front, matched_pairs
-from milora.comparison.gather import ArmResult, BaseResult, gather, gather_base
+from milora.comparison.gather import ArmResult, gather, gather_base
 from milora.comparison.grid import Grid
 from milora.comparison.plan import Job
 from milora.comparison.prediction import measured_ratios, predicted_ratios
@@ -34,10 +35,11 @@ def results(
     """
     arms = gather(jobs, chosen)
     bases = {v.label: gather_base(folder.base(v.label, len(grid.forms()) == 1), arms, v.label) for v in grid.forms()}
+    differences = {id(arm): against(arm, arms, bases, grid) for arm in arms}
     return {
         "name": grid.name,
         "description": grid.description,
-        "arms": [_arm(arm, arms, bases, grid) for arm in arms],
+        "arms": [_arm(arm, arms, differences, grid) for arm in arms],
         "base": {label: {"metrics": _metrics(base.by_seed)} for label, base in bases.items()},
         "pareto": front(arms, bases),
         "matched": matched_pairs(arms, grid),
@@ -50,7 +52,7 @@ def results(
     }  # fmt: skip
 
 
-def _arm(arm: ArmResult, arms: Sequence[ArmResult], bases: Mapping[str, BaseResult], grid: Grid) -> dict[str, Any]:
+def _arm(arm: ArmResult, arms: Sequence[ArmResult], differences: Mapping[int, Against], grid: Grid) -> dict[str, Any]:
     return {
         "label": arm.label,
         "variant": arm.variant,
@@ -64,7 +66,8 @@ def _arm(arm: ArmResult, arms: Sequence[ArmResult], bases: Mapping[str, BaseResu
         "trainable_parameters": arm.trainable_parameters,
         "runs": arm.names,
         "metrics": _metrics(arm.by_seed),
-        "against": against(arm, arms, bases, grid),
+        "against": differences[id(arm)],
+        "beside": beside(arm, arms, differences, grid.others()),
         "predicted": predicted_ratios(arm, arms),
         "measured": measured_ratios(arm, arms),
     }

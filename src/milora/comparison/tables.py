@@ -9,18 +9,20 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from milora.comparison.beside import is_learning
+
 SHOWN = ("validation_loss", "kl", "relative", "amplification", "phi_left_top", "phi_left_bottom")
 NAMES = {"validation_loss": "validation loss", "kl": "KL", "relative": "|dW|/|W|"}
 
 
 def tables(record: Mapping[str, Any]) -> Group:
     """Arms, differences, matched learning and checks of a comparison.json."""
-    parts = [_arms(record), _failed(record), _against(record), _matched(record), _checks(record)]
+    parts = [_arms(record), _failed(record), _against(record), _beside(record), _matched(record), _checks(record)]
     return Group(*(part for part in parts if part is not None))
 
 
 def _arms(record: Mapping[str, Any]) -> Table:
-    tasks = dict.fromkeys(m for arm in record["arms"] for m in arm["metrics"] if _is_task(m))
+    tasks = dict.fromkeys(m for arm in record["arms"] for m in arm["metrics"] if is_learning(m) and m not in SHOWN)
     metrics = [m for m in (*SHOWN, *tasks) if any(m in arm["metrics"] for arm in record["arms"])]
     made = _table("mean ± standard error over seeds", ["arm", "rate", "seeds", *(NAMES.get(m, m) for m in metrics)])
     for variant, base in record["base"].items():
@@ -49,10 +51,20 @@ def _against(record: Mapping[str, Any]) -> Table | None:
     for arm in record["arms"]:
         for other, found in arm["against"].items():
             for metric, d in found.items():
-                if metric in ("validation_loss", "kl") or _is_task(metric):
+                if metric == "kl" or is_learning(metric):
                     made.add_row(
                         _name(arm), other, NAMES.get(metric, metric), _difference(d), _difference(d.get("rows"))
                     )
+    return made if made.row_count else None
+
+
+def _beside(record: Mapping[str, Any]) -> Table | None:
+    found = [(arm, other, two) for arm in record["arms"] for other, two in (arm.get("beside") or {}).items()]
+    gains: list[str] = list(dict.fromkeys(metric for _, _, two in found for metric in two["gain_ratio"]))
+    title = "trained numbers and gain over the base, as a ratio to another's"
+    made = _table(title, ["arm", "beside", "trained", *(NAMES.get(m, m) for m in gains)])
+    for arm, other, two in found:
+        made.add_row(_name(arm), other, _number(two["footprint"]), *(_number(two["gain_ratio"].get(m)) for m in gains))
     return made if made.row_count else None
 
 
@@ -94,13 +106,6 @@ def _name(arm: Mapping[str, Any]) -> str:
 
 def _at(variant: str) -> str:
     return "" if variant == "base" else f"@{variant}"
-
-
-def _is_task(metric: str) -> bool:
-    """TASK:METRIC; the analysis writes METRIC:TYPE with metrics of its own names."""
-    return ":" in metric and metric.partition(":")[0] not in (
-        "norm_dW", "relative", "amplification", "intruders", "matrices",
-    ) and not metric.startswith("phi_")  # fmt: skip
 
 
 def _value(metric: Mapping[str, Any] | None) -> str:

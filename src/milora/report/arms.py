@@ -38,6 +38,7 @@ class Arm:
         name: what tables and pictures call it; no two arms share it.
         runs: its runs that are there and did not fail.
         against: "lora" or "base" -> metric -> {"difference", "interval", "n", "level"}.
+        beside: "lora" -> {"footprint": ratio or None, "gain_ratio": {metric: ratio}}.
         predicted, measured: the ratio of ||dW|| to LoRA's, {"by_type": {type: ratio}, "all": ratio}.
     """
 
@@ -50,6 +51,7 @@ class Arm:
     trainable: int | None
     metrics: dict[str, Measured]
     against: dict[str, dict[str, Any]] = field(default_factory=dict)
+    beside: dict[str, dict[str, Any]] = field(default_factory=dict)
     predicted: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
@@ -116,7 +118,8 @@ def _from_record(row: Mapping[str, Any], runs: list[Run]) -> Arm:
         label=label, method=str(row.get("method") or label), r=row.get("r"), learning_rate=row.get("learning_rate"),
         seeds=list(row.get("seeds") or []), failed=list(row.get("failed") or []),
         trainable=row.get("trainable_parameters"), metrics=measured, against=dict(row.get("against") or {}),
-        predicted=dict(row.get("predicted") or {}), measured=dict(row.get("measured") or {}),
+        beside=dict(row.get("beside") or {}), predicted=dict(row.get("predicted") or {}),
+        measured=dict(row.get("measured") or {}),
         runs=_runs_of(row, label, runs), variant=str(row.get("variant") or "base"),
         chosen=row.get("chosen") is not False, errors=dict(row.get("errors") or {}), places=dict(row.get("runs") or {}),
     )  # fmt: skip

@@ -6,7 +6,19 @@ from collections import Counter
 from typing import Any
 
 import milora
-from milora.report import findings, learning, metrics, origins, pareto, projections, ratios, results, samples, subspaces
+from milora.report import (
+    beside,
+    findings,
+    learning,
+    metrics,
+    origins,
+    pareto,
+    projections,
+    ratios,
+    results,
+    samples,
+    subspaces,
+)
 from milora.report.arms import Arm, arms_of, bases_of
 from milora.report.document import Document, Section
 from milora.report.folders import Material
@@ -27,6 +39,7 @@ def build(material: Material, title: str | None = None) -> Document:
         results.checks(material.record),
         results.table(arms, bases),
         results.differences(chosen),
+        beside.section(chosen),
         pareto.section(fronts),
         results.matched(material.record),
         learning.rates(material.selection, arms),
@@ -68,6 +81,7 @@ def _record(arm: Arm) -> dict[str, Any]:
             for name, m in ((n, arm.metrics[n]) for n in metrics.ordered(arm.metrics))
         },
         "against": arm.against,
+        "beside": arm.beside or None,
         "predicted": arm.predicted or None,
         "measured": arm.measured or None,
     }
