@@ -79,12 +79,15 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_instruct(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the tiny Llama, every weight moved as instruction tuning would."""
+    """A folder with the tiny Llama, every weight moved as instruction tuning would, and settings of its own."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = tmp_path_factory.mktemp("tiny_instruct")
-    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    config = AutoConfig.from_pretrained(tiny_llama)
+    config.rope_parameters = {**config.rope_parameters, "rope_theta": 50_000.0}
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, config=config)
+    model.generation_config.repetition_penalty = 1.5
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in model.parameters():

@@ -1,13 +1,16 @@
 """What a base has learnt, asked on another model: W = W_onto + (W_tuned - W_base)."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 
 from milora.adapters.merge import merge
 from milora.analysis import forgetting, read_text
+from milora.comparison.bench import Bench
 from milora.comparison.engine import compare
 from milora.comparison.load import check_grid
 from milora.comparison.retention import retention
@@ -36,63 +39,95 @@ def logits(model):
         return model.eval()(IDS).logits
 
 
-def by_hand(run, tiny_llama, tiny_instruct, folder):
-    """The instruct model with the difference added to its weights, whole."""
+def by_hand(run, tiny_llama, tiny_instruct):
+    """The instruct model with the difference added to each parameter."""
+    tuned, base, onto = (load_model(place, dtype="float32") for place in (tiny_llama, tiny_llama, tiny_instruct))
     if run.model.is_dir():
-        models = [load_model(place, dtype="float32") for place in (run.model, tiny_llama, tiny_instruct)]
-        tuned, base, onto = (dict(model.named_parameters()) for model in models)
-        with torch.no_grad():
-            for name, W in onto.items():
-                W += tuned[name] - base[name]
-        return models[2].eval()
-    merge(run.own_adapter(), tiny_llama, folder, onto=tiny_instruct)
-    return load_model(folder, dtype="float32").eval()
+        tuned = load_model(run.model, dtype="float32")
+    else:
+        tuned = PeftModel.from_pretrained(tuned, run.own_adapter()).merge_and_unload()
+    after, before = dict(tuned.named_parameters()), dict(base.named_parameters())
+    with torch.no_grad():
+        for name, W in onto.named_parameters():
+            W += after[name] - before[name]
+    return onto.eval()
 
 
-@pytest.mark.parametrize("method", ["milora", "mica", "svf", "lora", "full"])
-def test_the_other_model_carries_the_change_and_is_given_back(tiny_llama, tiny_instruct, sums, tmp_path, method):
-    whole = {"method_settings": {"save_bases": True}} if method == "svf" else {}
-    recipe = load_recipe(None, keys(tiny_llama, sums, tmp_path / "run", method=method, **whole))
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("milora", {}), ("mica", {}), ("milora", {"magnitude": True}), ("svf", {}), ("lora", {}), ("dora", {}),
+     ("svft", {"pattern": "banded", "d": 2}), ("adalora", {"tinit": 0, "tfinal": 1}), ("vera", {}), ("full", {})],
+)  # fmt: skip
+def test_the_other_model_carries_the_change_and_stays_as_it_is(
+    tiny_llama, tiny_instruct, sums, tmp_path, method, settings
+):
+    recipe = load_recipe(None, keys(tiny_llama, sums, tmp_path / "run", method=method, method_settings=settings))
     run, base, onto = train(recipe), SharedBase(recipe), other_base(recipe, str(tiny_instruct))
     before = logits(onto.model)
-    wanted = logits(by_hand(run, tiny_llama, tiny_instruct, tmp_path / "merged"))
+    wanted = logits(by_hand(run, tiny_llama, tiny_instruct))
     with tuned_at(run, None, recipe, base, onto) as (model, base_model):
         torch.testing.assert_close(logits(model), wanted, atol=2e-5, rtol=1e-5)
-        assert (wanted - before).abs().max() > 1e-3
-        untouched = logits(base_model) if base_model is not None else None
-        if untouched is None:
-            with model.disable_adapter():
-                untouched = logits(model)
-        assert torch.equal(untouched, before)
-    assert torch.equal(logits(onto.model), before)
+        assert (wanted - before).abs().max() > 1e-4
+        assert base_model is onto.model and torch.equal(logits(base_model), before)
+        # Its own settings, not the base's.
+        assert (
+            model.config.rope_parameters["rope_theta"] == 50_000 and model.generation_config.repetition_penalty == 1.5
+        )
+    assert torch.equal(logits(base.model), logits(load_model(tiny_llama, dtype="float32")))
 
 
-def test_what_is_no_sum_on_the_weights_is_refused(tiny_llama, tiny_instruct, sums, tmp_path):
-    def refused(because, **changes):
-        recipe = load_recipe(None, keys(tiny_llama, sums, tmp_path / because[:8], **changes))
-        run, base, onto = train(recipe), SharedBase(recipe), other_base(recipe, str(tiny_instruct))
-        with pytest.raises(MiloraError, match=f"^onto: .*{because}"), tuned_at(run, None, recipe, base, onto):
-            pass
-        return run, onto
+@pytest.mark.parametrize(
+    ("changes", "because"),
+    [({"modules_to_save": ["lm_head"]}, "got modules_to_save"), ({"bias": "all"}, "got bias all"),
+     ({"quantization": "torchao-int8"}, "got a base quantised as torchao-int8")],
+)  # fmt: skip
+def test_what_is_no_change_of_linear_weights_is_refused_before_training(small, tiny_instruct, changes, because):
+    small["base"] |= changes
+    small["arms"] = small["arms"][:1]
+    measure = small["measure"] | {"onto": str(tiny_instruct)}
+    with pytest.raises(MiloraError, match=f"^onto: {because}"):
+        compare(check_grid(small | {"measure": measure}))
+    assert not Path(small["output_dir"]).exists()
 
-    refused("magnitude.*allowed changes that are a sum", method_settings={"magnitude": True})
-    refused("lm_head.* whole", modules_to_save=["lm_head"])
-    run, onto = refused("saved without its bases", method="svf", method_settings={"save_bases": False})
-    other = load_recipe(None, keys(tiny_instruct, sums, tmp_path / "other"))
-    with pytest.raises(MiloraError, match=r"^onto: .* trained on a base with fingerprint"):  # noqa: SIM117
+
+def test_a_model_of_other_shapes_or_none_is_refused_before_training(small, tiny_llava, tiny_llama, tmp_path):
+    for onto, because in ((tiny_llava, "is None in|is .* in"), (tmp_path / "none", "does not exist|no folder|not a")):
+        measure = small["measure"] | {"onto": str(onto)}
+        with pytest.raises(MiloraError, match=because):
+            compare(check_grid(small | {"measure": measure}))
+        assert not list((Path(small["output_dir"]) / "runs").glob("*"))
+
+
+def test_full_fine_tuning_of_another_base_is_refused(tiny_llama, tiny_instruct, sums, tmp_path):
+    run = train(load_recipe(None, keys(tiny_llama, sums, tmp_path / "run", method="full", learning_rate=1e-4)))
+    other = load_recipe(None, keys(tiny_instruct, sums, tmp_path / "other", method="full"))
+    onto = other_base(other, str(tiny_llama))
+    with pytest.raises(MiloraError, match="was trained on a base with fingerprint"):  # noqa: SIM117
         with tuned_at(run, None, run.recipe(), SharedBase(other), onto):
             pass
 
 
-def test_another_shape_or_a_quantised_base_is_refused(tiny_llama, tiny_llava, sums, tmp_path):
-    recipe = load_recipe(None, keys(tiny_llama, sums, tmp_path / "run", method="full"))
-    run, base = train(recipe), SharedBase(recipe)
-    with pytest.raises(MiloraError, match=r"onto: .* not there or of another shape"):  # noqa: SIM117
-        with tuned_at(run, None, recipe, base, other_base(recipe, str(tiny_llava))):
-            pass
-    quantised = load_recipe(None, keys(tiny_llama, sums, tmp_path / "q", quantization="torchao-int8"))
-    with pytest.raises(MiloraError, match="onto: got a base quantised as torchao-int8"):
-        other_base(quantised, str(tiny_llama))
+def test_rates_are_chosen_by_losses_of_one_model(small, tiny_instruct):
+    small["arms"] = [{"label": "lora", "method": "lora", "learning_rate": [1e-4, 3e-2]}]
+    small["seeds"] = [0]
+    compare(check_grid(small))
+    asked = check_grid(small | {"measure": small["measure"] | {"onto": str(tiny_instruct)}})
+    compare(asked)
+    folders = sorted((Path(small["output_dir"]) / "runs").iterdir())
+    assert [json.loads((f / "measured.json").read_text())["settings"]["onto"] for f in folders] == [
+        str(tiny_instruct)
+    ] * 2
+
+
+def test_another_process_is_not_sent_the_model(small, tiny_instruct, sums, tmp_path, tiny_llama):
+    grid = check_grid(small | {"measure": small["measure"] | {"onto": str(tiny_instruct)}})
+    bench, recipe = Bench(grid, {}), load_recipe(None, keys(tiny_llama, sums, tmp_path / "run"))
+    size = len(pickle.dumps(bench))
+    assert bench.onto(recipe) is bench.onto(recipe) is not None
+    assert len(pickle.dumps(bench)) == size
+    first = bench.onto(recipe)
+    bench.release()
+    assert bench.onto(recipe) is not first
 
 
 def test_a_grid_asks_the_other_model(small, sums, tiny_llama, tiny_instruct, tmp_path):
@@ -138,5 +173,7 @@ def test_retention_asks_the_other_model(tiny_llama, tiny_instruct, sums, tmp_pat
     assert start["forgetting"]["kl"] == 0 and end["forgetting"]["kl"] == pytest.approx(moved.kl, rel=1e-3)
     alone = evaluate(onto, tokenizer, "milora_questions", data_dir=sums / "questions.jsonl")["scores"]
     assert [s["value"] for s in start["scores"]] == [s["value"] for s in alone]
-    with pytest.raises(MiloraError, match="measured with other onto_fingerprint"):
+    with pytest.raises(MiloraError, match="measured with other onto, onto_fingerprint"):
         retention(run.path, **asked)
+    with pytest.raises(MiloraError, match="got base_row and onto"):
+        retention(run.path, base_row=start, onto=str(tiny_instruct), **asked)

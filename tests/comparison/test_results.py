@@ -8,7 +8,7 @@ import pytest
 from milora.comparison.beside import beside
 from milora.comparison.checks import failed_gates
 from milora.comparison.folder import ComparisonFolder
-from milora.comparison.gather import ArmResult
+from milora.comparison.gather import ArmResult, BaseResult
 from milora.comparison.load import check_grid
 from milora.comparison.plan import measured_jobs, selection_jobs
 from milora.comparison.results import results
@@ -172,15 +172,21 @@ def test_footprint_and_gain_beside_another(folder):
     # MiCA's own: 27.4 to 39.2 beside 27.4 to 29.4
     assert ratio(27.4, 39.2, 29.4, [1.0, 3.0]) == {"t:acc": pytest.approx(5.9)}
     assert ratio(27.4, 39.2, 27.5, [-1.0, 1.2]) == {}  # LoRA's gain is not clear of zero
+    assert ratio(57.8, 56.8, 57.3, [-0.9, -0.1]) == {}  # a loss is no gain
+    assert ratio(57.8, 56.8, 57.3, [-0.9, -0.1], higher=False) == {"t:acc": pytest.approx(2.0)}
     assert ratio(27.4, 39.2, 29.4, None) == {}
 
 
-def ratio(base, arm, other, interval):
+def ratio(base, arm, other, interval, higher=True):
     made = [ArmResult(label, label, "base", "mica", 8, 1e-3, True) for label in ("mica", "lora")]
-    against = {
-        id(a): {"base": {"t:acc": {"difference": x - base, "interval": i}, "amplification:q": {"difference": 1.0}}}
-        for a, x, i in zip(made, (arm, other), ([1.0, 2.0], interval), strict=True)
-    }
-    found = beside(made[0], made, against, ["lora", "base"])
+    for own, score in zip(made, (arm, other), strict=True):
+        own.by_seed, own.higher_is_better = (
+            {"t:acc": {0: score, 1: score + 1}, "amplification:q": {0: 1.0}},
+            {"t:acc": higher},
+        )
+    made[1].by_seed["t:acc"][2] = 100.0  # a seed that the other has not
+    against = {id(made[1]): {"base": {"t:acc": {"interval": interval}, "amplification:q": {"interval": [1.0, 2.0]}}}}
+    bases = {"base": BaseResult({"t:acc": {0: base, 1: base + 1, 2: base}})}
+    found = beside(made[0], made, bases, against, ["lora", "base"])
     assert found.keys() == {"lora"} and found["lora"]["footprint"] is None
     return found["lora"]["gain_ratio"]

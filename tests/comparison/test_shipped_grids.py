@@ -5,12 +5,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from milora.comparison.engine import compare, planned
 from milora.comparison.load import grids, load_grid
+from milora.models.load import load_tokenizer
+from milora.models.smollm2 import smollm2_folder
 from milora.recipes import load_recipe, recipes
 from milora.recipes.load import read
 from milora.tasks import folder
+from milora.training.data import load_data
 
 # The paper's tables and figures, each with its grids.
 TABLES = {
@@ -104,6 +108,16 @@ def test_the_files_of_a_small_twin_are_there(name, shared_data):
         for part in key.split("."):
             place = place[part]
         assert str(shared_data) in place and Path(place).exists(), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_the_rows_of_a_small_twin_fit_its_model(name, shared_data):
+    model = str(smollm2_folder())
+    tokenizer = load_tokenizer(model)
+    runs = planned(load_grid(name, {"base.model_name_or_path": model}, shared_data))["runs"]
+    data = load_data(runs[0].recipe, tokenizer, Console(quiet=True))
+    assert len(data.train) >= 12 and (data.validation is None or len(data.validation) >= 8)
 
 
 @pytest.mark.slow

@@ -359,6 +359,13 @@ def test_a_bare_run_still_makes_a_report(tmp_path: Path):
     )
 
 
+def test_the_model_that_is_asked_is_named(comparison, document):
+    assert not [text for text in said(document) if "change added" in text]
+    material = read([comparison])
+    material.record["settings"]["measure"] = {"onto": "a/chat-model"}
+    assert "All is measured on a/chat-model with each run's change added" in " ".join(said(build(material)))
+
+
 def test_ratios_beside_lora(comparison, document):
     shown = table(document, "beside-lora")
     assert [name for name, _ in shown.header] == ["arm", "trained numbers", "gsm8k: exact_match"]

@@ -1,4 +1,4 @@
-"""Leave milora with a magnitude: as PEFT's DoRA, exactly.
+"""Leave milora with a magnitude: as PEFT's DoRA, the same formula with the same numbers.
 
     W' = g (W + s P Q) / ||W + s P Q||_row  =  m (W + B A) / ||W + B A||_row,    B = s P,  A = Q,  m = g
 
@@ -48,9 +48,11 @@ def direction(file: AdapterFile, module: str) -> tuple[Delta, Tensor]:
         delta = spectral_delta(parts, replace(file.config, magnitude=False), module)
     except MiloraError as error:
         raise MiloraError(f"{where}: {error}") from error
-    m = torch.where(g0 > 0, g0 + dg, torch.linalg.vector_norm(delta.dense(), dim=1))
-    if bool((m[g0 == 0] == 0).any()):
-        raise MiloraError(f"{where}: a row of its weight is zero, allowed for it: --to merged")
+    m, zero = g0 + dg, g0 == 0
+    if bool(zero.any()):
+        m[zero] = torch.linalg.vector_norm(delta.dense(), dim=1)[zero]
+        if bool((m[zero] == 0).any()):
+            raise MiloraError(f"{where}: a row of its weight is zero, allowed for it: --to merged")
     return delta, m
 
 

@@ -86,7 +86,7 @@ def merge_shards(
     """
     target = Path(output).expanduser()
     check_free(target, overwrite)
-    file = _adapter(adapter, model_name_or_path) if onto is None else transferable(adapter, model_name_or_path)
+    file = _adapter(adapter, model_name_or_path)
     if onto is not None:
         _check_transfer(file, model_name_or_path, force)
     folder = _folder(model_name_or_path if onto is None else onto)
@@ -109,25 +109,10 @@ def _folder(model_name_or_path: str | Path) -> Path:
     return folder
 
 
-def transferable(adapter: str | Path, base: str | Path) -> AdapterFile:
-    """An adapter that may go onto another model than its base: a change of linear layers alone.
-
-    Args:
-        adapter: its folder.
-        base: the base model.
-
-    Raises:
-        NotStreamable: a change that is no sum on the weights; the adapter holds weights whole.
-        MiloraError: see `AdapterFile`.
-    """
-    file = _adapter(adapter, base)
-    if file.others:
-        raise NotStreamable(f"the adapter holds {file.others[0]} whole")
-    return file
-
-
 def _check_transfer(file: AdapterFile, base: str | Path, force: bool) -> None:
-    """What goes onto another model is the change of this base."""
+    """What goes onto another model is a change alone, and that of this base."""
+    if file.others:
+        raise MiloraError(f"--onto: the adapter holds {file.others[0]} whole, allowed changes of linear layers alone")
     plan, digests = _plan(file, _folder(base)), {}
     for key in plan.adapted:
         _value(plan, file, key, digests)

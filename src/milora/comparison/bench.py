@@ -11,7 +11,7 @@ from rich.console import Console
 
 from milora.analysis import read_text
 from milora.comparison.grid import Grid
-from milora.comparison.tuned import other_base
+from milora.comparison.tuned import asked_on, other_base
 from milora.models.load import load_processor, load_tokenizer
 from milora.models.pictures import Pictures
 from milora.recipes.schema import Recipe
@@ -67,8 +67,7 @@ class Bench:
 
     def asked(self, recipe: Recipe) -> Recipe:
         """The recipe with the name of the model that is asked: the base, or what `measure.onto` names."""
-        onto = self.grid.measure.onto
-        return recipe if onto is None else recipe.model_copy(update={"model_name_or_path": onto, "gguf_file": None})
+        return asked_on(recipe, self.grid.measure.onto)
 
     def onto(self, recipe: Recipe) -> SharedBase | None:
         """The model onto which the changes of a recipe's runs are carried; None where they are asked on their base."""
@@ -80,6 +79,14 @@ class Bench:
             self._onto = None
             self._onto = (keys, other_base(recipe, name))
         return self._onto[1]
+
+    def release(self) -> None:
+        """Let go of the other model: while a run trains, or where it may have been spoilt."""
+        self._onto = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to another process: no model."""
+        return self.__dict__ | {"_onto": None}
 
     def rows(self, recipe: Recipe) -> Any:
         """The validation rows of a recipe, tokenised; None where it has none."""

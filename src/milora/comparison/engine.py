@@ -22,6 +22,7 @@ from milora.comparison.load import PACKAGED_MODEL, shared_keys
 from milora.comparison.plan import Job, measured_jobs, selection_jobs
 from milora.comparison.results import results
 from milora.comparison.selection import choose, chosen_rates
+from milora.comparison.tuned import check_carried, check_shapes
 from milora.comparison.work import Worker, is_finished
 from milora.errors import MiloraError
 from milora.models.checkpoint import is_local
@@ -51,9 +52,12 @@ def compare(
     console, folder = console or Console(quiet=True), ComparisonFolder(grid.output_dir)
     planned(grid)  # every recipe and choice is checked before anything is written
     folder.create(grid, overwrite=overwrite)
+    grid = grid.model_copy(update={"measure": grid.measure.model_copy(update={"onto": _resolved(grid.measure.onto)})})
     models = prepare_models(grid, folder, console)
     choosing = selection_jobs(grid, folder.path, models)
-    _check_runs([*choosing, *measured_jobs(grid, folder.path, models, {}, all_rates=True)], folder)
+    everything = [*choosing, *measured_jobs(grid, folder.path, models, {}, all_rates=True)]
+    _check_runs(everything, folder)
+    _check_onto(everything, grid.measure.onto)
     bench = Bench(grid, {v.label: folder.base(v.label, len(grid.forms()) == 1) for v in grid.forms()})
     if choosing:
         console.print(f"choosing learning rates: {len(choosing)} runs", highlight=False)
@@ -76,16 +80,28 @@ def prepare_models(grid: Grid, folder: ComparisonFolder, console: Console) -> di
     found: dict[str, str] = {}
     for variant in grid.forms():
         keys = {**shared_keys(grid), **variant.keys}
-        named = source = str(keys.get("model_name_or_path", ""))
-        if source == PACKAGED_MODEL:
-            from milora.models.smollm2 import smollm2_folder
-
-            source = str(smollm2_folder())
+        named = str(keys.get("model_name_or_path", ""))
+        source = str(_resolved(named))
         if variant.rescale is not None:
             source = _rescaled(source, folder.models / variant.label, variant.rescale, console)
         if source != named:
             found[variant.label] = source
     return found
+
+
+def _resolved(name: str | None) -> str | None:
+    """A model's name or folder; that of the package's model is made where it is not there yet."""
+    if name != PACKAGED_MODEL:
+        return name
+    from milora.models.smollm2 import smollm2_folder
+
+    return str(smollm2_folder())
+
+
+def _check_onto(jobs: Sequence[Job], onto: str | None) -> None:
+    """The model that is asked must be there, and of the shapes of each base, before any run is trained."""
+    for recipe in {job.recipe.model_name_or_path: job.recipe for job in jobs}.values() if onto is not None else ():
+        check_shapes(recipe, str(onto))
 
 
 def _rescaled(source: str, target: Path, scale: float, console: Console) -> str:
@@ -114,7 +130,7 @@ def _check_runs(jobs: Sequence[Job], folder: ComparisonFolder) -> None:
 
 
 def _do(jobs: Sequence[Job], folder: ComparisonFolder, bench: Bench, console: Console) -> None:
-    procs = processes_that_fit(bench.grid.procs, jobs, console)
+    procs = processes_that_fit(bench.grid.procs, jobs, console, bench.grid.measure.onto)
     if procs == 1:
         Worker(folder, bench, console).work(jobs)
         return
@@ -148,12 +164,13 @@ def _note_lost(jobs: Sequence[Job], code: int | None) -> None:
             write_json(run.path / FAILED, {"error": f"its process ended with exit code {code}", "where": "process"})
 
 
-def processes_that_fit(procs: int, jobs: Sequence[Job], console: Console) -> int:
+def processes_that_fit(procs: int, jobs: Sequence[Job], console: Console, onto: str | None = None) -> int:
     """How many of so many processes have room for a base model of their own, and work to do; at least one."""
     procs = max(1, min(procs, len(jobs)))
     if procs == 1:
         return 1
     size = max((_weights_size(name) for name in {job.recipe.model_name_or_path for job in jobs}), default=0)
+    size *= 1 if onto is None else 2  # the model that is asked, and its copy that carries a change
     fit = procs if size == 0 else max(1, int(_free_memory() // (HEADROOM * size)))
     if fit < procs:
         console.print(f"memory allows {fit} of {procs} processes at once", style="yellow", highlight=False)
@@ -183,7 +200,7 @@ def planned(grid: Grid) -> Mapping[str, list[Job]]:
         MiloraError: a recipe of them that is wrong.
     """
     output = Path(grid.output_dir)
-    return {
-        "selection": selection_jobs(grid, output, {}),
-        "runs": measured_jobs(grid, output, {}, {}, all_rates=True),
-    }
+    runs = measured_jobs(grid, output, {}, {}, all_rates=True)
+    for job in runs if grid.measure.onto is not None else ():
+        check_carried(job.recipe)
+    return {"selection": selection_jobs(grid, output, {}), "runs": runs}

@@ -17,7 +17,7 @@ measured.json with its validation loss {"by_seed": {seed: {"validation_loss", "r
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from milora.comparison.grid import Measure
 from milora.comparison.plan import Job
 from milora.comparison.samples import FILE as SAMPLES
 from milora.comparison.samples import write_samples
-from milora.comparison.tuned import tuned_at
+from milora.comparison.tuned import shown_name, tuned_at
 from milora.comparison.validation import mean_loss, row_losses
 from milora.errors import MiloraError
 from milora.evaluation import evaluate, evaluate_base_and_tuned, write_results
@@ -56,6 +56,12 @@ def is_measured(run: RunFolder, settings: dict[str, Any]) -> bool:
     return record.get("settings") == settings and (not settings.get("predicted") or "predicted" in record)
 
 
+def has_loss(run: RunFolder, settings: dict[str, Any]) -> bool:
+    """Whether the validation loss was measured on the model that is asked, whatever else was."""
+    before = read_json(run.path / MEASURED).get("settings", {})
+    return bool(before) and all(before.get(name) == settings.get(name) for name in ("validation", "onto"))
+
+
 def settings_of(measure: Measure, *, whole: bool) -> dict[str, Any]:
     """What decides the measurements of a run, as measured.json names it."""
     settings = measure.model_dump(mode="json", exclude={"onto"} if measure.onto is None else None)
@@ -71,7 +77,8 @@ def measure_run(job: Job, bench: Bench, base: SharedBase) -> None:
     run, now = RunFolder(job.recipe.output_dir), settings_of(bench.grid.measure, whole=job.measured)
     before = read_json(run.path / MEASURED)
     kept = {row["step"]: row for row in before["steps"]} if _same(before, now, BY_STEP) else {}
-    last, losses, onto = _last_step(run), before.get("validation_rows"), bench.onto(job.recipe)
+    last, losses, predicted = _last_step(run), before.get("validation_rows"), None
+    onto = bench.onto(job.recipe)
     rows: list[dict[str, Any]] = []
     for step in sorted({*(bench.grid.measure.at if job.measured else ()), last}):
         at_the_end = step == last and job.measured
@@ -82,11 +89,16 @@ def measure_run(job: Job, bench: Bench, base: SharedBase) -> None:
                     row, losses = _at_step(model, base_model, job, bench)
                 if at_the_end:
                     _ask(model, base_model, job, bench, run, before)
+                if at_the_end and onto is None:
+                    predicted = _look_into(model, job, bench, run, before)
         rows.append({**row, "step": step})
     text = bench.grid.measure.forgetting
     if text is not None and rows[-1]["forgetting"] is not None:
-        write_json(run.forgetting_file, {"text": Path(text.text).name, **rows[-1]["forgetting"]})
-    predicted = _look_into(job, bench, base, run, before) if job.measured else None
+        asked = {} if onto is None else {"onto": shown_name(bench.grid.measure.onto)}
+        write_json(run.forgetting_file, {"text": Path(text.text).name, **asked, **rows[-1]["forgetting"]})
+    if job.measured and onto is not None:  # the change is that of the run's own base
+        with tuned_at(run, None, job.recipe, base) as (model, _):
+            predicted = _look_into(model, job, bench, run, before)
     record = {"settings": now, "steps": rows, "validation_rows": losses, "predicted": predicted}
     write_json(run.path / MEASURED, record)
     refresh_card(run)
@@ -128,26 +140,18 @@ def _at_step(model: Any, base_model: Any, job: Job, bench: Bench) -> tuple[dict[
     return {"validation_loss": None if losses is None else mean_loss(losses), "forgetting": moved}, losses
 
 
-def _look_into(job: Job, bench: Bench, base: SharedBase, run: RunFolder, before: dict[str, Any]) -> Any:
-    """Analyse the change of the run's own base where that was not done, and return what is predicted of it."""
+def _look_into(model: Any, job: Job, bench: Bench, run: RunFolder, before: dict[str, Any]) -> Any:
+    """Analyse the change where that was not done, and return what is predicted of it."""
     measure, now = bench.grid.measure, settings_of(bench.grid.measure, whole=True)
-    wanted = measure.analysis is not None and not (_same(before, now, ("analysis",)) and run.analysis_file.is_file())
-    predicted = before.get("predicted")
-    if not wanted and (predicted or not measure.predicted):
-        return predicted if measure.predicted else None
-    if job.recipe.method == "full":
+    whole = job.recipe.method == "full"
+    analysed = _same(before, now, ("analysis",)) and run.analysis_file.is_file()
+    if measure.analysis is not None and not analysed:
         # The weights that an adapter would have changed, so that the means are over the same matrices.
-        _analyse(changes_of(run.path, targets=job.recipe.target_modules), job, bench, run, wanted)
+        changes = changes_of(run.path, targets=job.recipe.target_modules) if whole else model_changes(model)
+        write_json(run.analysis_file, analyse(changes, r=measure.analysis.r or job.cell.r, seed=measure.analysis.seed))
+    if not measure.predicted or whole:
         return None
-    with tuned_at(run, None, job.recipe, base) as (model, _):
-        _analyse(model_changes(model), job, bench, run, wanted)
-        return (predicted or first_steps(model, job, bench.grid)) if measure.predicted else None
-
-
-def _analyse(changes: Iterable[Any], job: Job, bench: Bench, run: RunFolder, wanted: bool) -> None:
-    analysis = bench.grid.measure.analysis
-    if wanted and analysis is not None:
-        write_json(run.analysis_file, analyse(changes, r=analysis.r or job.cell.r, seed=analysis.seed))
+    return before.get("predicted") or first_steps(model, job, bench.grid)
 
 
 def _ask(model: Any, base_model: Any, job: Job, bench: Bench, run: RunFolder, before: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from milora.comparison.checks import run_checks
 from milora.comparison.differences import against
 from milora.comparison.folder import ComparisonFolder
 from milora.comparison.fronts import front, matched_pairs
-from milora.comparison.gather import ArmResult, gather, gather_base
+from milora.comparison.gather import ArmResult, BaseResult, gather, gather_base
 from milora.comparison.grid import Grid
 from milora.comparison.plan import Job
 from milora.comparison.prediction import measured_ratios, predicted_ratios
@@ -39,7 +39,7 @@ def results(
     return {
         "name": grid.name,
         "description": grid.description,
-        "arms": [_arm(arm, arms, differences, grid) for arm in arms],
+        "arms": [_arm(arm, arms, bases, differences, grid) for arm in arms],
         "base": {label: {"metrics": _metrics(base.by_seed)} for label, base in bases.items()},
         "pareto": front(arms, bases),
         "matched": matched_pairs(arms, grid),
@@ -52,7 +52,13 @@ def results(
     }  # fmt: skip
 
 
-def _arm(arm: ArmResult, arms: Sequence[ArmResult], differences: Mapping[int, Against], grid: Grid) -> dict[str, Any]:
+def _arm(
+    arm: ArmResult,
+    arms: Sequence[ArmResult],
+    bases: Mapping[str, BaseResult],
+    differences: Mapping[int, Against],
+    grid: Grid,
+) -> dict[str, Any]:
     return {
         "label": arm.label,
         "variant": arm.variant,
@@ -67,7 +73,7 @@ def _arm(arm: ArmResult, arms: Sequence[ArmResult], differences: Mapping[int, Ag
         "runs": arm.names,
         "metrics": _metrics(arm.by_seed),
         "against": differences[id(arm)],
-        "beside": beside(arm, arms, differences, grid.others()),
+        "beside": beside(arm, arms, bases, differences, grid.others()),
         "predicted": predicted_ratios(arm, arms),
         "measured": measured_ratios(arm, arms),
     }

@@ -33,7 +33,7 @@ from typing import Any
 
 from milora.analysis import forgetting, read_text
 from milora.comparison.statistics import mean_and_stderr
-from milora.comparison.tuned import other_base, tuned_at
+from milora.comparison.tuned import asked_on, other_base, shown_name, tuned_at
 from milora.comparison.wording import paragraphs, wording
 from milora.errors import MiloraError
 from milora.evaluation import evaluate
@@ -90,7 +90,7 @@ class Asked:
             "text": None if self.text is None else _named(self.text), "block": self.block,
             "max_tokens": self.max_tokens, "losses": {name: _named(file) for name, file in self.losses.items()},
         }  # fmt: skip
-        carried = {} if onto is None else {"onto_fingerprint": onto.fingerprint}
+        carried = {} if onto is None else {"onto": shown_name(self.onto), "onto_fingerprint": onto.fingerprint}
         return record | {"base_fingerprint": base.fingerprint} | carried
 
 
@@ -123,6 +123,8 @@ def retention(
     """
     run = RunFolder(run_folder)
     recipe, what = recipe or run.recipe(), Asked(**asked)
+    if base_row is not None and what.onto is not None:
+        raise MiloraError("retention: got base_row and onto, allowed one of them")
     steps = _steps(run, recipe)
     base = base or SharedBase(recipe)
     onto = None if what.onto is None else other_base(recipe, what.onto)
@@ -181,10 +183,10 @@ class _Bench:
 
     @classmethod
     def of(cls, recipe: Recipe, what: Asked, base: SharedBase, onto: SharedBase | None) -> _Bench:
-        source = {"gguf_file": recipe.gguf_file if what.onto is None else None}
-        name = what.onto or recipe.model_name_or_path
-        tokenizer = load_tokenizer(name, trust_remote_code=recipe.trust_remote_code, **source)
-        context = getattr(base.model.config, "max_position_embeddings", None)
+        asked = asked_on(recipe, what.onto)
+        source = {"trust_remote_code": asked.trust_remote_code, "gguf_file": asked.gguf_file}
+        tokenizer = load_tokenizer(asked.model_name_or_path, **source)
+        context = getattr((onto or base).model.config, "max_position_embeddings", None)
         read = {name: paragraphs(file, tokenizer, context) for name, file in what.losses.items()}
         return cls(recipe, what, base, onto, tokenizer, read_text(what.text) if what.text else None, read)
 

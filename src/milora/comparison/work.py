@@ -19,8 +19,8 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from milora.comparison.bench import Bench
-from milora.comparison.folder import FAILED, MEASURED, ComparisonFolder
-from milora.comparison.measure import is_measured, measure_base, measure_run, settings_of
+from milora.comparison.folder import FAILED, ComparisonFolder
+from milora.comparison.measure import has_loss, is_measured, measure_base, measure_run, settings_of
 from milora.comparison.plan import Job
 from milora.recipes.schema import Recipe
 from milora.runs import RunFolder
@@ -62,7 +62,7 @@ class Worker:
     def _take(self, job: Job, timeout: float) -> None:
         with FileLock(self.folder.locks / f"{Path(job.place).parent}-{job.name}.lock", timeout=timeout):
             run, settings = RunFolder(job.recipe.output_dir), settings_of(self.bench.grid.measure, whole=job.measured)
-            if not (is_measured(run, settings) or (not job.measured and is_finished(run) and _has_loss(run))):
+            if not (is_measured(run, settings) or (not job.measured and is_finished(run) and has_loss(run, settings))):
                 self._do(job, run)
 
     def _do(self, job: Job, run: RunFolder) -> None:
@@ -73,6 +73,7 @@ class Worker:
             base = self._base_of(job.recipe)
             if not is_finished(run):
                 quiet = Console(quiet=True)
+                self.bench.release()
                 train(
                     job.recipe,
                     resume=run.holds_run,
@@ -96,6 +97,7 @@ class Worker:
     def _note_failure(self, run: RunFolder, job: Job, stage: str, error: Exception) -> None:
         # A base that a run has spoilt serves no further run.
         self._base = None
+        self.bench.release()
         line = " ".join(str(error).split()) or type(error).__name__
         frames = traceback.extract_tb(error.__traceback__)
         where = f"{stage}: {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else stage
@@ -127,10 +129,6 @@ def _cheap_collections() -> Iterator[None]:
 def is_finished(run: RunFolder) -> bool:
     """Whether the run was trained to its end: its adapter, or its model, is there."""
     return run.holds_run and ((run.path / "adapter_config.json").is_file() or run.model.is_dir())
-
-
-def _has_loss(run: RunFolder) -> bool:
-    return (run.path / MEASURED).is_file()
 
 
 def _forget_failure(run: RunFolder) -> None:

@@ -24,6 +24,8 @@ def section(arms: Sequence[Arm]) -> Section | None:
         tables.append(Table(f"beside-{other}", title, header, rows))
     if not tables:
         return None
+    if not any(two.get("gain_ratio") for arm in arms for two in arm.beside.values()):
+        return Section("beside", "Trained numbers", list(tables))
     said = (
         "A ratio of gains above 1: the arm has come further from the base model. It is left out where the other's own"
     )

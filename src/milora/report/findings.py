@@ -23,7 +23,7 @@ def section(material: Material, arms: Sequence[Arm], fronts: Sequence[Front]) ->
     """All findings: what was run and checked, then learning and forgetting, then the change of the weights."""
     chosen = [arm for arm in arms if arm.chosen]
     items = [
-        *_runs(material, arms), *_checks(material.record), *_rates(material.selection),
+        *_runs(material, arms), *_onto(material), *_checks(material.record), *_rates(material.selection),
         *_against(chosen, "lora", "LoRA"), *_best(chosen), *_matched(material.record), *_front(fronts),
         *_tasks(material), *_subspaces(chosen), *_predicted(chosen),
     ]  # fmt: skip
@@ -51,6 +51,12 @@ def _runs(material: Material, arms: Sequence[Arm]) -> list[Item]:
             ("bad", f"{_count(len(material.problems), 'file')} could not be read; they are listed at the end.")
         )
     return items
+
+
+def _onto(material: Material) -> list[Item]:
+    onto = ((material.record.get("settings") or {}).get("measure") or {}).get("onto")
+    said = f"All is measured on {onto} with each run's change added to its weights, and beside {onto} itself."
+    return [("plain", said)] if onto else []
 
 
 def _inputs(material: Material) -> str:
