@@ -19,6 +19,7 @@ from milora.errors import MiloraError
 from milora.evaluation import evaluate
 from milora.models.load import load_model, load_tokenizer
 from milora.recipes import load_recipe
+from milora.runs.tuned import load_tuned
 from milora.training.shared_base import SharedBase
 from milora.training.train import train
 
@@ -105,6 +106,16 @@ def test_full_fine_tuning_of_another_base_is_refused(tiny_llama, tiny_instruct, 
     with pytest.raises(MiloraError, match="was trained on a base with fingerprint"):  # noqa: SIM117
         with tuned_at(run, None, run.recipe(), SharedBase(other), onto):
             pass
+
+
+def test_a_run_that_wrote_into_its_base_is_measured_too(tiny_llama, sums, tmp_path):
+    settings = {"init_lora_weights": "pissa"}
+    recipe = load_recipe(None, keys(tiny_llama, sums, tmp_path / "run", method="lora", method_settings=settings))
+    run, base = train(recipe), SharedBase(recipe)
+    wanted = logits(load_tuned(run.path, dtype="float32").model)
+    with tuned_at(run, None, recipe, base) as (model, _):
+        torch.testing.assert_close(logits(model), wanted, atol=2e-5, rtol=1e-5)
+    assert torch.equal(logits(base.model), logits(load_model(tiny_llama, dtype="float32")))
 
 
 def test_rates_are_chosen_by_losses_of_one_model(small, tiny_instruct):

@@ -6,6 +6,8 @@ import random
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from milora.errors import MiloraError
 from milora.evaluation import evaluate
@@ -232,3 +234,23 @@ def test_any_other_task_of_the_harness_is_known(tiny_model, tokenizer, tmp_path)
     assert {r["metric"] for r in result["scores"]} == {"perplexity", "acc"}
     with pytest.raises(MiloraError, match=r"unknown task 'arc_eazy'; nearest: .*arc_easy"):
         evaluate(tiny_model, tokenizer, "arc_eazy")
+
+
+def test_weights_that_are_tied_no_more_stay_so(tiny_llama, local_rows, no_network, tmp_path):
+    """An embedding that trained in full is the head's no more, whatever the configuration says."""
+    config = AutoConfig.from_pretrained(tiny_llama, tie_word_embeddings=True)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "tied")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    for whole in ("embed_tokens", "lm_head"):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "tied")
+        lora = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=[whole], task_type="CAUSAL_LM")
+        tuned = get_peft_model(model, lora)
+        with torch.no_grad():
+            for name, weight in tuned.named_parameters():
+                if "modules_to_save" in name:
+                    weight += 0.1
+        ids = torch.tensor([[5, 6, 7]])
+        before = tuned.eval()(ids).logits
+        evaluate(tuned, tokenizer, "milora_questions", data_dir=local_rows)
+        assert torch.equal(tuned(ids).logits, before)
+        assert "tie_weights" not in vars(tuned)

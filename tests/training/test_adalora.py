@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from milora.errors import MiloraError
 from milora.recipes.schema import Recipe
-from milora.runs import read_metrics
+from milora.runs import RunFolder, read_metrics
 from milora.training.adalora import orthogonality, schedule
 from milora.training.train import train
 
@@ -93,6 +93,19 @@ def test_resume_ends_in_the_same_bits(budget, stop):
     (run.path / "adapter_model.safetensors").unlink()
     train(Recipe(**budget), resume=True)
     assert same(weights(run), whole)
+
+
+def test_what_trains_beside_the_triplets_comes_back_too(budget, tmp_path):
+    budget |= {"modules_to_save": ["lm_head"], "save_strategy": "steps", "save_steps": 4, "save_total_limit": None}
+    whole = train(Recipe(**budget))
+    kept = whole.path / "checkpoint-4"
+    assert kept.is_dir()
+    resumed = RunFolder(shutil.copytree(whole.path, tmp_path / "again"))
+    for name in ("checkpoint-8", "checkpoint-12"):
+        shutil.rmtree(resumed.path / name)
+    again = train(Recipe(**budget | {"output_dir": str(resumed.path)}), resume=True)
+    heads = [name for name in weights(whole) if "lm_head" in name]
+    assert heads and same(weights(whole), weights(again))
 
 
 def test_the_best_checkpoint_comes_back_with_its_ranks(budget, tmp_path):

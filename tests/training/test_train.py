@@ -184,6 +184,32 @@ def test_a_refused_run_leaves_nothing(settings, changes, message):
     assert not folder.exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "lora", "method_settings": {"init_lora_weights": "pissa_niter_2"}}, "cannot be made again"),
+        ({"target_modules": ["embed_tokens"], "method_settings": {"magnitude": True}}, "magnitude: got true with"),
+        ({"target_modules": ["embed_tokens"], "method": "svf"}, "save_bases: got false with the embedding"),
+        ({"target_modules": ["embed_tokens"], "method": "vera"}, "VERA adapter: "),
+        ({"quantization": "torchao-int8", "method": "svf", "method_settings": {"decompose_from": "dequantised"}},
+         "save_bases: got false on dequantised weights"),
+    ],
+)  # fmt: skip
+def test_what_could_not_leave_is_refused_before_it_is_trained(settings, changes, message):
+    with pytest.raises(MiloraError, match=message):
+        train(Recipe(**settings | changes))
+    assert not (RunFolder(settings["output_dir"]).path / "metrics.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_a_model_out_of_a_gguf_file_trains(settings, smollm2):
+    from milora.models.smollm2 import _FILE, _package_folder
+
+    source = {"model_name_or_path": str(_package_folder()), "gguf_file": _FILE}
+    run = train(Recipe(**settings | source | {"max_steps": 1, "target_modules": ["layers.0.self_attn.q_proj"]}))
+    assert run.own_adapter().is_dir()
+
+
 def test_a_folder_that_the_trainer_made_goes_when_the_run_is_refused(settings, monkeypatch):
     from milora.training.trainer import RunTrainer
 

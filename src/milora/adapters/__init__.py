@@ -8,6 +8,7 @@ from milora.adapters import registration
 from milora.adapters.attach import attach, load_adapter, load_mixture
 from milora.adapters.build import method_names, peft_config
 from milora.adapters.changes import weight_changes
+from milora.adapters.checks import check_leaves
 from milora.adapters.compose import compose
 from milora.adapters.config import SpectralConfig
 from milora.adapters.export import export_lora
@@ -27,6 +28,7 @@ __all__ = [
     "SpectralLinear",
     "SpectralModel",
     "attach",
+    "check_leaves",
     "compose",
     "decomposed_from",
     "export_lora",

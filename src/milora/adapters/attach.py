@@ -42,8 +42,9 @@ def attach(model: nn.Module, config: PeftConfig) -> PeftModel:
         return get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
     except MiloraError:
         raise
-    except ValueError as error:
-        raise MiloraError(f"{config.peft_type} adapter: {str(error).splitlines()[0]}") from error
+    except (ValueError, TypeError, NotImplementedError) as error:
+        said = str(error).strip() or type(error).__name__
+        raise MiloraError(f"{config.peft_type} adapter: {said.splitlines()[0]}") from error
 
 
 def _check_named(model: nn.Module, config: PeftConfig) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 
 from peft import AdaLoraConfig, LoraConfig, PeftConfig, VeraConfig
 
+from milora.adapters.changes import MADE_AGAIN
 from milora.adapters.config import SpectralConfig
+from milora.adapters.delta import PLAIN_STARTS
 from milora.errors import MiloraError
 from milora.methods import METHODS
 
@@ -75,7 +77,19 @@ def _spectral(method: str, settings: Mapping[str, Any]) -> SpectralConfig:
     return _call(SpectralConfig, method, {"method": method, **arguments}, settings)
 
 
+def _check_start(settings: Mapping[str, Any]) -> None:
+    """A start that PEFT draws anew at each load, and of which a run keeps nothing, makes another adapter each time."""
+    start = (settings.get("method_settings") or {}).get("init_lora_weights", True)
+    if start not in PLAIN_STARTS and start not in MADE_AGAIN:
+        allowed = ", ".join(repr(known) for known in (*PLAIN_STARTS, *MADE_AGAIN))
+        raise MiloraError(
+            f"method_settings: init_lora_weights: got {start!r}, whose start cannot be made again, allowed {allowed};"
+            " method pissa starts from the principal components too"
+        )
+
+
 def _of_peft(method: str, settings: Mapping[str, Any]) -> PeftConfig:
+    _check_start(settings)
     r, alpha, dropout = settings["lora_r"], settings.get("lora_alpha"), settings.get("lora_dropout", 0.0)
     if method == "vera":
         return _call(VeraConfig, method, {**_where(settings), "r": r, "vera_dropout": dropout}, settings)

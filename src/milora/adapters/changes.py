@@ -32,7 +32,7 @@ from milora.models.load import load_model
 from milora.models.weights import LinearWeight, linear_weights
 
 # Starts that rewrite the base weights, and that PEFT makes again from the base alone whenever it loads them.
-_MADE_AGAIN = ("pissa", "olora")
+MADE_AGAIN = ("pissa", "olora")
 
 
 def weight_changes(
@@ -131,7 +131,7 @@ def _is_pissa(config: LoraConfig) -> bool:
 
 def _check_start(config: LoraConfig, folder: Path) -> None:
     start = config.init_lora_weights
-    if start not in PLAIN_STARTS and start not in _MADE_AGAIN:
+    if start not in PLAIN_STARTS and start not in MADE_AGAIN:
         raise MiloraError(
             f"adapter: {folder / CONFIG}: init_lora_weights is {start!r}, a start that rewrote the base weights and"
             " cannot be made again; allowed: converted to a LoRA by PEFT's path_initial_model_for_weight_conversion,"

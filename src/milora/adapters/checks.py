@@ -67,6 +67,23 @@ def check_fingerprint(
         raise MiloraError(f"adapter: it was made on a base with fingerprint {made_on}, this base has {found}; {hint}")
 
 
+def check_leaves(model: nn.Module) -> None:
+    """What a run trains must be able to leave in PEFT's form, which is written at its end.
+
+    Raises:
+        MiloraError: an adapted embedding with a magnitude, or without its bases; bases of dequantised weights unsaved.
+    """
+    configs = getattr(model, "peft_config", {}).values()
+    for config in (config for config in configs if isinstance(config, SpectralConfig)):
+        embedding = min(config.embedding_modules or (), default=None)
+        if embedding is not None and config.magnitude:
+            raise MiloraError(f"magnitude: got true with the embedding {embedding}, allowed in a run on linear layers")
+        if embedding is not None and not config.keeps_bases:
+            raise MiloraError(f"save_bases: got false with the embedding {embedding}, allowed true")
+        if config.decompose_from == "dequantised" and not config.keeps_bases:
+            raise MiloraError("save_bases: got false on dequantised weights, which nobody can read again, allowed true")
+
+
 def warn_of_dead_triplets(model: nn.Module, adapter_name: str) -> None:
     """Say which layers were given triplets whose singular value is zero."""
     dead: dict[str, int] = {}

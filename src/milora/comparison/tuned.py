@@ -56,9 +56,12 @@ def tuned_at(
         where = {"dtype": recipe.base_dtype, "device": recipe.device, "trust_remote_code": recipe.trust_remote_code}
         yield load_model(str(folder or run.model), **where), base.model
         return
-    if not base.serves(recipe):
-        with SharedBase(recipe).lent() as model:
-            yield load_adapter(model, folder or run.own_adapter()), None
+    if not base.serves(recipe):  # it writes into its base: a model of its own, which nobody gets back
+        own = load_model(
+            recipe.model_name_or_path, dtype=recipe.base_dtype, device=recipe.device, gguf_file=recipe.gguf_file,
+            trust_remote_code=recipe.trust_remote_code, quantization=recipe.base_quantization,
+        )  # fmt: skip
+        yield load_adapter(own, folder or run.own_adapter()), None
         return
     with base.lent() as model:
         yield load_adapter(model, folder or run.own_adapter()), None

@@ -1,7 +1,8 @@
 """The harness's Hugging Face model around one that is already built. Importing this imports the harness."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from lm_eval.models.huggingface import HFLM
@@ -33,13 +34,14 @@ class BuiltModel(HFLM):
         max_length: int | None = None,
         progress: Progress | None = None,
     ):
-        super().__init__(
-            pretrained=model,
-            tokenizer=tokenizer,
-            batch_size=batch_size,
-            max_length=max_length,
-            softmax_dtype="float32",
-        )
+        with _as_it_is(model):
+            super().__init__(
+                pretrained=model,
+                tokenizer=tokenizer,
+                batch_size=batch_size,
+                max_length=max_length,
+                softmax_dtype="float32",
+            )
         self._progress = progress
         # Rows whose prompt loses its beginning, because prompt and answer exceed the model's context.
         self.truncated: dict[str, set[int]] = defaultdict(set)
@@ -99,3 +101,13 @@ def new_tokens(generation_kwargs: dict[str, Any], default: int) -> int:
     """The number of tokens a request may generate, under any of the names that the harness takes."""
     names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
     return next((int(v) for n in names if (v := generation_kwargs.get(n)) is not None), default)
+
+
+@contextmanager
+def _as_it_is(model: Any) -> Iterator[None]:
+    """Keep the harness from tying weights again: an embedding that trained in full is the head's no more."""
+    model.tie_weights = lambda *_args, **_kwargs: None
+    try:
+        yield
+    finally:
+        del model.tie_weights

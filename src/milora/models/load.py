@@ -61,12 +61,23 @@ def load_model(
         arguments["use_safetensors"] = True
     arguments |= _quantised(model_name_or_path, quantization, dtype, device, trust_remote_code)
     model = _from_pretrained(_model_class(model_name_or_path), model_name_or_path, arguments)
+    if gguf_file:
+        _unmark(model)
     if "device_map" not in arguments:
         model = model.to(device)
     prepare_quantised(model)
     if not values_elsewhere():
         check_finite(model)
     return model
+
+
+def _unmark(model: Any) -> None:
+    """Take off what transformers leaves on a model out of a GGUF file: its weights are dense, and train."""
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        if name in vars(model):
+            delattr(model, name)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
 
 
 def load_tokenizer(

@@ -25,6 +25,8 @@ QUANTISATION = ("quantization", "load_in_4bit", "load_in_8bit")
 # Keys that say nothing to a method.
 UNUSED = {
     "adalora": ("rank_pattern", "alpha_pattern", "use_rslora"),
+    "svf": ("rank_pattern", "alpha_pattern", "use_rslora"),
+    "svft": ("rank_pattern", "alpha_pattern", "use_rslora"),
     "vera": ("lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "bias"),
     # A preset's rank, dropout and placement are plainly an adapter's, so that `--method full` may go over any preset.
     "full": ("exclude_modules", "layers_to_transform", "rank_pattern", "alpha_pattern", "use_rslora"),

@@ -9,7 +9,8 @@ PEFT has the layers and the budget; three things are left to the loop and are ea
 - the regulariser gamma * mean(||P^T P - I||_F, ||Q Q^T - I||_F) is added by PEFT to the model's own loss, which
   SFTTrainer does not use (it sums token log-probabilities itself). It is added here.
 - a checkpoint of PEFT holds the remaining triplets only. Pruned ones still train and may return, so going on, and
-  going back to the best checkpoint, needs all of them and the running importances: ``adalora_state.safetensors``.
+  going back to the best checkpoint, needs all of them, whatever else trains (biases, modules_to_save) and the running
+  importances: ``adalora_state.safetensors``.
 
 PEFT names P lora_B, Q lora_A and lambda lora_E.
 """
@@ -128,8 +129,8 @@ def orthogonality(model: nn.Module) -> Tensor:
 
 
 def save_state(model: nn.Module, folder: str | Path) -> None:
-    """Write all triplets, the running importances and the mask of the ranks into a checkpoint folder."""
-    tensors = {f"weight.{name}": p.detach() for name, p in _triplets(model).items()}
+    """Write all that trains, the running importances and the mask of the ranks into a checkpoint folder."""
+    tensors = {f"weight.{name}": p.detach() for name, p in _trained(model).items()}
     allocator = _tuner(model).rankallocator
     for kind in ("ipt", "exp_avg_ipt", "exp_avg_unc"):
         tensors |= {f"{kind}.{name}": value for name, value in getattr(allocator, kind).items()}
@@ -143,7 +144,7 @@ def save_state(model: nn.Module, folder: str | Path) -> None:
 
 def load_state(model: nn.Module, folder: str | Path) -> None:
     """Bring back what ``save_state`` wrote, in place."""
-    parameters, allocator = _triplets(model), _tuner(model).rankallocator
+    parameters, allocator = _trained(model), _tuner(model).rankallocator
     allocator.reset_ipt()
     with safe_open(Path(folder) / STATE, framework="pt") as file, torch.no_grad():
         for key in file.keys():  # noqa: SIM118  (no mapping: it has keys and no iterator)
@@ -156,9 +157,10 @@ def load_state(model: nn.Module, folder: str | Path) -> None:
     _tuner(model).peft_config[_adapter(model)].rank_pattern = pattern
 
 
-def _triplets(model: nn.Module) -> dict[str, nn.Parameter]:
-    adapter = _adapter(model)
-    return {n: p for n, p in _tuner(model).model.named_parameters() if "lora_" in n and f".{adapter}" in n}
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The triplets, and biases and modules_to_save that train beside them."""
+    adapter, named = _adapter(model), _tuner(model).model.named_parameters()
+    return {n: p for n, p in named if ("lora_" in n and f".{adapter}" in n) or p.requires_grad}
 
 
 def _tuner(model: Any) -> Any:

@@ -11,7 +11,7 @@ from rich.console import Console
 from transformers import PrinterCallback, set_seed
 from trl.trainer.sft_config import SFTConfig
 
-from milora.adapters import attach, decomposed_from, peft_config
+from milora.adapters import attach, check_leaves, decomposed_from, peft_config
 from milora.decompositions.workers import Rank
 from milora.errors import MiloraError
 from milora.models.fingerprint import model_fingerprint
@@ -142,6 +142,7 @@ def _attach(recipe: Recipe, model: Any, arguments: SFTConfig, rows: int, console
         return model
     with console.status(f"starting {recipe.method} on {recipe.target_modules}"):
         adapted = attach(model, config)
+    check_leaves(adapted)
     if arguments.bf16 and takes_pictures(model.config):
         widen_saved_modules(adapted)
     if source := decomposed_from(adapted):
