@@ -237,3 +237,31 @@ def test_damaged_positions_are_one_line(base, ids, tmp_path, change, message):
         with pytest.raises(MiloraError, match=message) as caught:
             read()
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["svf", "milora", "mica"])
+def test_unsaved_bases_are_made_of_the_weights_in_the_dtype_that_trained(base, ids, tiny_llama, method, tmp_path):
+    """A float32 checkpoint whose adapter was trained on it in bfloat16: other values, and so other bases."""
+    trained = adapt(base(torch.bfloat16), method, save_bases=False)
+    train_steps(trained, ids)
+    trained.save_pretrained(tmp_path / "unsaved")
+    whole = adapt(base(torch.bfloat16), method, save_bases=True)
+    for name, module in whole.named_modules():
+        if isinstance(module, SpectralLinear):
+            for factor in ("dL", "dR", "C"):
+                held = getattr(trained.get_submodule(name), f"spectral_{factor}")
+                if "default" in held:
+                    getattr(module, f"spectral_{factor}")["default"].data.copy_(held["default"])
+    whole.save_pretrained(tmp_path / "saved")
+    files = [AdapterFile(tmp_path / kind, base=tiny_llama) for kind in ("unsaved", "saved")]
+    for module in files[0].modules:
+        unsaved, saved = (file.delta(module).dense() for file in files)
+        assert torch.linalg.norm(unsaved) > 0
+        torch.testing.assert_close(unsaved, saved, rtol=1e-5, atol=1e-7)
+    # On the float32 base the same change is made, and in another dtype's values it is refused.
+    on_float32 = load_adapter(base(), tmp_path / "unsaved")
+    torch.testing.assert_close(logits(on_float32, ids), logits(load_adapter(base(), tmp_path / "saved"), ids))
+    other = adapt(base(), method, save_bases=False)
+    other.save_pretrained(tmp_path / "float32")
+    with pytest.raises(MiloraError, match="made of other weights in float32"):
+        load_adapter(base(torch.bfloat16), tmp_path / "float32")

@@ -15,7 +15,7 @@ from milora.adapters.layer import SpectralLinear
 from milora.errors import MiloraError
 from milora.methods import get_method
 from milora.models.digest import Digest
-from milora.models.fingerprint import fingerprint
+from milora.models.fingerprint import exact_fingerprint, fingerprint
 from milora.models.targets import matching_pattern
 
 
@@ -65,6 +65,23 @@ def check_fingerprint(
     if config.base_fingerprint != found:
         made_on = config.base_fingerprint
         raise MiloraError(f"adapter: it was made on a base with fingerprint {made_on}, this base has {found}; {hint}")
+
+
+def check_values(config: SpectralConfig, digests: Mapping[str, Digest]) -> None:
+    """Unsaved bases are made again of the very weights that they were made of.
+
+    Args:
+        config: the saved adapter's configuration.
+        digests: of the base's targeted weights in the dtype in which they were decomposed, by the modules' names.
+
+    Raises:
+        MiloraError: the weights have other values.
+    """
+    if config.base_values not in (None, exact_fingerprint(digests)):
+        raise MiloraError(
+            f"adapter: was saved without L0 and R0, which were made of other weights in {config.base_dtype}; allowed a"
+            f" base of their values (dtype {config.base_dtype}), or save_bases=True"
+        )
 
 
 def check_leaves(model: nn.Module) -> None:

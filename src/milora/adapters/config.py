@@ -88,6 +88,8 @@ class SpectralConfig(PeftConfig):
     decompose_from: str = field(default="auto", metadata={"help": "What is decomposed on a quantised base."})
     base_fingerprint: str | None = field(default=None, metadata={"help": "SHA-256 of the targeted weights."})
     base_precision: str | None = field(default=None, metadata={"help": "Precision class of the fingerprint."})
+    base_dtype: str | None = field(default=None, metadata={"help": "What unsaved bases were made of."})
+    base_values: str | None = field(default=None, metadata={"help": "SHA-256 of those weights as they are."})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,7 +21,7 @@ from peft.utils import (
 from torch import nn
 
 from milora.adapters.base_layers import is_linear
-from milora.adapters.checks import check_fingerprint, check_targets, warn_of_dead_triplets
+from milora.adapters.checks import check_fingerprint, check_targets, check_values, warn_of_dead_triplets
 from milora.adapters.config import SpectralConfig
 from milora.adapters.embedding import embeddings_among, layer_class
 from milora.adapters.expert_stacks import adapt_stacks, expert_matrices, warn_of_frozen_experts
@@ -31,12 +31,12 @@ from milora.adapters.quantised import base_of, original_weights
 from milora.adapters.reference import copied_adapter, copy_factors
 from milora.adapters.registration import PREFIX
 from milora.adapters.spread import check_spread
-from milora.adapters.start import all_factors, base_weight
+from milora.adapters.start import all_factors, as_made, base_weight
 from milora.adapters.tied import check_not_tied, warn_of_tied_weights
 from milora.errors import MiloraError
 from milora.methods import Factors
 from milora.models.digest import Digest, weight_digest
-from milora.models.fingerprint import fingerprint, precision
+from milora.models.fingerprint import exact_fingerprint, fingerprint, precision
 from milora.models.quantised import prepare_quantised, quantization_of
 from milora.models.spread import values_elsewhere
 
@@ -267,7 +267,22 @@ def _check_base(targets: dict[str, nn.Module], config: SpectralConfig) -> dict[s
         )
     if not config.saved:
         config.base_fingerprint, config.base_precision = fingerprint(digests.items()), here
+        if not config.keeps_bases and quantised == set() and len(dtypes) == 1:
+            config.base_dtype = str(dtypes.pop()).removeprefix("torch.")
+            config.base_values = exact_fingerprint(digests)
+    elif not config.keeps_bases and not config.any_base and config.base_values is not None:
+        check_values(config, _as_made(targets, config, digests))
     return digests
+
+
+def _as_made(targets: dict[str, nn.Module], config: SpectralConfig, digests: dict[str, Digest]) -> dict[str, Digest]:
+    """The digests of the weights in the dtype in which unsaved bases were made of them."""
+    made = {}
+    for name, target in targets.items():
+        with base_weight(target) as W:
+            made_of = as_made(W, config)
+            made[name] = digests[name] if made_of is W else weight_digest(made_of)
+    return made
 
 
 def _on_a_device(targets: dict[str, nn.Module]) -> dict[str, nn.Module]:

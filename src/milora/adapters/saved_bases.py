@@ -9,9 +9,9 @@ from pathlib import Path
 from peft import PeftConfig
 from torch import Tensor
 
-from milora.adapters.checks import check_fingerprint
+from milora.adapters.checks import check_fingerprint, check_values
 from milora.adapters.config import SpectralConfig
-from milora.adapters.start import layer_factors
+from milora.adapters.start import as_made, layer_factors
 from milora.decompositions import default_store
 from milora.errors import MiloraError
 from milora.models.digest import weight_digest
@@ -48,7 +48,9 @@ class SavedBases:
             )
         if module not in self._weights:
             raise MiloraError(f"base {self.base}: has no linear weight {module}")
-        factors = layer_factors(self._weights[module].load(), self.config, module, default_store())
+        factors = layer_factors(
+            as_made(self._weights[module].load(), self.config), self.config, module, default_store()
+        )
         return {"L0": factors.L0} | ({} if factors.R0 is None else {"R0": factors.R0})
 
     @cached_property
@@ -57,6 +59,7 @@ class SavedBases:
         found = {weight.name: weight for weight in linear_weights(self.base, list(self.modules)).weights}
         here = precision(weight.torch_dtype for weight in found.values())
         if here == self.config.base_precision and set(found) == set(self.modules):
-            digests = {name: weight_digest(weight.load()) for name, weight in found.items()}
+            digests = {name: weight_digest(as_made(weight.load(), self.config)) for name, weight in found.items()}
+            check_values(self.config, digests)
             check_fingerprint(self.config, digests, "its L0 and R0 can be made of that base alone")
         return found

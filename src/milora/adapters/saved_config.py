@@ -44,6 +44,8 @@ _TYPES: dict[str, Any] = {
     "init_lora_weights": bool | str | None,
     "base_fingerprint": str | None,
     "base_precision": str | None,
+    "base_dtype": str | None,
+    "base_values": str | None,
     "magnitude": bool,
     "components": str | list[int] | None,
     "components_seed": int,

@@ -18,7 +18,7 @@ from milora.decompositions import Digest, Store, StoredDecomposition, default_st
 from milora.errors import MiloraError
 from milora.linalg import Decomposition
 from milora.methods import Factors, get_method
-from milora.models.weights import LinearWeight
+from milora.models.weights import DTYPES, LinearWeight
 
 
 @contextmanager
@@ -64,6 +64,12 @@ def layer_factors(
         raise MiloraError(f"layer {key}: {error}") from error
 
 
+def as_made(W: Tensor, config: SpectralConfig) -> Tensor:
+    """The weight in the dtype in which the adapter's unsaved bases were made of it."""
+    dtype = next((dtype for dtype in DTYPES.values() if str(dtype) == f"torch.{config.base_dtype}"), W.dtype)
+    return W if dtype == W.dtype else W.to(dtype)
+
+
 def all_factors(
     targets: Mapping[str, nn.Module],
     config: SpectralConfig,
@@ -84,7 +90,8 @@ def all_factors(
         with base_weight(targets[name]) as W:
             if originals and name in originals:
                 return layer_factors(original_weight(originals[name], W), config, name, store, wait)
-            return layer_factors(W, config, name, store, wait, digests.get(name))
+            made_of = as_made(W, config)
+            return layer_factors(made_of, config, name, store, wait, digests.get(name) if made_of is W else None)
 
     # Ranks that hold shards of each weight put it together in step, so that none may go another way round.
     if check_deepspeed_zero3_enabled():

@@ -9,7 +9,7 @@ their `precision`; fingerprints are comparable only between equal precisions.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,14 @@ def fingerprint(named_weights: Iterable[tuple[str, Tensor | Digest]]) -> str:
     for name, weight in named_weights:
         named = weight if isinstance(weight, Digest) else weight_digest(weight)
         digest.update(f"{name}\0{named.rounded}\0".encode())
+    return digest.hexdigest()
+
+
+def exact_fingerprint(digests: Mapping[str, Digest]) -> str:
+    """SHA-256 (64 hex digits) over names and the digests of the values as they are, in sorted order."""
+    digest = hashlib.sha256()
+    for name, named in sorted(digests.items()):
+        digest.update(f"{name}\0{named.key}\0".encode())
     return digest.hexdigest()
 
 
