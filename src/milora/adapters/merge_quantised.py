@@ -156,7 +156,7 @@ def _merge(layer: Any) -> Tensor | None:  # T (out, in), or None where no adapte
     """Merge one layer; returns what its weight would be without rounding."""
     base = base_of(layer)
     if getattr(layer, "lora_variant", None):
-        raise MiloraError("merge: got DoRA on a quantised base, allowed --high_precision, or an export")
+        raise MiloraError("merge: got DoRA on a quantised base, allowed --high_precision")
     if not hasattr(layer, "spectral_L0"):  # plain LoRA: PEFT's layers for bitsandbytes set the weight by themselves
         W = dequantised(base).float() if quantization_of(base) in QUANTIZATIONS else base.weight.float()
         deltas = [layer.get_delta_weight(n) for n in layer.active_adapters if n in layer.lora_A]
