@@ -60,6 +60,6 @@ class SavedBases:
         here = precision(weight.torch_dtype for weight in found.values())
         if here == self.config.base_precision and set(found) == set(self.modules):
             digests = {name: weight_digest(as_made(weight.load(), self.config)) for name, weight in found.items()}
-            check_values(self.config, digests)
             check_fingerprint(self.config, digests, "its L0 and R0 can be made of that base alone")
+            check_values(self.config, digests)
         return found
