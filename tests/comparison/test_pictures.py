@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from milora.comparison.engine import compare
+from milora.comparison.engine import compare, planned
 from milora.comparison.load import check_grid, load_grid
 from milora.comparison.samples import write_samples
 from milora.comparison.validation import row_losses
@@ -84,6 +84,8 @@ def test_the_visual_grids_are_the_recipes_experiment():
         grid = load_grid(name)
         assert grid.recipe == recipe and [arm.label for arm in grid.arms][-3:] == ["lora", "pissa", "milora"]
         assert load_recipe(recipe).modules_to_save == ["multi_modal_projector"]
+    for job in planned(load_grid("milora-visual"))["runs"]:  # LLaVA-1.5's batch, in the one process of a run
+        assert job.recipe.per_device_train_batch_size * job.recipe.gradient_accumulation_steps == 128
 
 
 @pytest.mark.slow

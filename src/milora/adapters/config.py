@@ -54,6 +54,8 @@ class SpectralConfig(PeftConfig):
             quantised from, "dequantised" the quantised ones; "auto" takes the former where they can be read. A saved
             adapter says which it was.
         base_fingerprint, base_precision: of the targeted base weights; filled in when the adapter is made.
+        base_dtype, base_values: where L0 and R0 are not saved, the dtype of the weights that they were made of, and the
+            fingerprint of their values as they are; filled in when the adapter is made.
 
     Raises:
         MiloraError: a value that is not allowed, with what is.

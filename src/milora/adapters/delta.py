@@ -295,5 +295,5 @@ def _split_lora(key: str) -> tuple[str, str]:
 
 
 def wide(tensor: Tensor) -> Tensor:
-    kept = tensor.dtype == torch.float64 or not tensor.is_floating_point()
-    return tensor if kept else tensor.to(torch.float32)
+    """A factor in float32, in float64 where it is stored so; positions as they are."""
+    return tensor if tensor.dtype == torch.float64 or not tensor.is_floating_point() else tensor.to(torch.float32)

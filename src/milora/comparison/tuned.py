@@ -74,8 +74,9 @@ def asked_on(recipe: Recipe, onto: str | None) -> Recipe:
 
 def shown_name(model_name_or_path: str | None) -> str | None:
     """A model's name as records show it: of a local folder its last part."""
-    local = model_name_or_path is not None and Path(model_name_or_path).expanduser().exists()
-    return Path(model_name_or_path).name if local and model_name_or_path else model_name_or_path
+    if model_name_or_path is None or not Path(model_name_or_path).expanduser().exists():
+        return model_name_or_path
+    return Path(model_name_or_path).name
 
 
 def check_shapes(recipe: Recipe, onto: str) -> None:
