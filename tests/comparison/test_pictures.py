@@ -7,6 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 
+from milora.comparison.bench import Bench
 from milora.comparison.engine import compare, planned
 from milora.comparison.load import check_grid, load_grid
 from milora.comparison.samples import write_samples
@@ -89,8 +90,12 @@ def test_the_visual_grids_are_the_recipes_experiment():
 
 
 @pytest.mark.slow
-def test_a_comparison_of_models_that_take_pictures(visual):
+def test_a_comparison_of_models_that_take_pictures(visual, model, pictures):
     found = compare(visual)
+    shown = Bench(visual, {}).rows(planned(visual)["runs"][0].recipe)
+    losses = row_losses(model, shown, pad_token_id=0, collator=PictureCollator(pictures))
+    base = json.loads((Path(visual.output_dir) / "base" / "measured.json").read_text())["by_seed"]["42"]["rows"]
+    assert [row["loss"] for row in base] == pytest.approx([row["loss"] for row in losses], rel=1e-6)
     assert [(arm["label"], arm["failed"]) for arm in found["arms"]] == [("lora", []), ("pissa", []), ("milora", [])]
     for arm in found["arms"]:
         assert arm["metrics"]["kl"]["mean"] > 0 and arm["metrics"]["validation_loss"]["mean"] > 0
