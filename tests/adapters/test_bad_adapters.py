@@ -219,6 +219,9 @@ BROKEN_CONFIGS = {
     "dropout NaN": config_with(lora_dropout=float("nan")),
     "dropout of text": config_with(lora_dropout="much"),
     "pattern a list": config_with(rank_pattern=["q_proj"]),
+    "alpha of a pattern without end": config_with(alpha_pattern={"": -(10**400)}),
+    "alpha of a pattern of text": config_with(alpha_pattern={"q_proj": "much"}),
+    "rank of a pattern without end": config_with(rank_pattern={"q_proj": 10**400}),
     "pattern no expression": config_with(rank_pattern={"(": 2}),
     "target no expression": config_with(target_modules="("),
     "target a number": config_with(target_modules=3),
@@ -235,6 +238,13 @@ def test_a_broken_configuration_is_one_line(specimen, what):
     with pytest.raises(MiloraError) as caught:
         load_adapter(shared_copy(specimen.base), folder)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize("fields", [{}, {"use_rslora": True}, {"lora_alpha": 0.5}], ids=["plain", "rslora", "float"])
+@pytest.mark.parametrize("pattern", ["alpha_pattern", "rank_pattern"])
+def test_a_number_without_end_is_refused_in_a_lora(specimens, pattern, fields):
+    for number in (10**400, -(10**400)):
+        assert outcome(specimens[1], config_with(**fields, **{pattern: {"q_proj": number}})(specimens[1]))
 
 
 @pytest.mark.parametrize("what", ["a path upwards", "header length over the file", "NaN"])

@@ -266,8 +266,8 @@ def lora_scale(config: LoraConfig, module: str) -> float:
     ranks, alphas = config.rank_pattern or {}, config.alpha_pattern or {}
     r = ranks.get(matching_pattern(ranks, module) or "", config.r)
     alpha = alphas.get(matching_pattern(alphas, module) or "", config.lora_alpha)
-    if isinstance(r, bool) or not isinstance(r, int) or r < 1 or not isinstance(alpha, int | float):
-        raise MiloraError(f"r, lora_alpha: got {r!r}, {alpha!r}, allowed a whole number from 1 on and a number")
+    if isinstance(r, bool) or not isinstance(r, int) or not 1 <= r < 1 << 31 or not isinstance(alpha, int | float):
+        raise MiloraError(f"r, lora_alpha: got {r!r:.60}, {alpha!r:.60}, allowed a whole number from 1 on and a number")
     return alpha / r**0.5 if config.use_rslora else alpha / r
 
 

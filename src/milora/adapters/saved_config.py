@@ -33,7 +33,7 @@ _TYPES: dict[str, Any] = {
     "layers_pattern": _NAMES,
     "modules_to_save": list[str] | None,
     "rank_pattern": dict[str, Any] | None,
-    "alpha_pattern": dict[str, Any] | None,
+    "alpha_pattern": dict[str, float] | None,
     "bias": str,
     "r": int,
     "lora_alpha": float | None,
@@ -62,7 +62,12 @@ _TYPES: dict[str, Any] = {
     "method": str,
 }
 _ADAPTERS = {name: TypeAdapter(kind) for name, kind in _TYPES.items()}
-_SAID = {float | None: "a number", _NAMES: "a list of names or an expression", list[str] | None: "a list of names"}
+_SAID = {
+    float | None: "a number",
+    dict[str, float] | None: "numbers by name",
+    _NAMES: "a list of names or an expression",
+    list[str] | None: "a list of names",
+}
 
 
 def read_config(folder: Path) -> PeftConfig:
