@@ -203,7 +203,12 @@ def test_magnitude_is_doras():
     for dtype in (torch.float32, torch.bfloat16):
         low = W.to(dtype)
         zero = Bracket(SCALE, made.L0.float(), made.R0.float(), torch.zeros(24, R), torch.zeros(R, 16))
-        assert bool((magnitude_quotient(low, row_norms(low), torch.zeros(24), zero) == 1).all())
+        for last_bits in (0, 1e-7, -1e-7):  # the norms of another machine
+            g = row_norms(low) * (1 + last_bits)
+            assert bool((magnitude_quotient(low, g, torch.zeros(24), zero) == 1).all())
+    other = W + 0.1 * weight((16, 24)).T  # a base that it was not made on
+    wanted = (g0 + dg).numpy() / np.linalg.norm(other.numpy() + bracket.dense().numpy(), axis=1)
+    assert np.allclose(magnitude_quotient(other, g0, dg, bracket).numpy(), wanted, rtol=1e-12)
     W[3] = 0
     assert float(magnitude_quotient(W, row_norms(W), dg, bracket)[3]) == 1
 

@@ -12,7 +12,8 @@ With a magnitude (DoRA, arXiv 2402.09353; a row of W is an output):
     W' = g (W + s P Q) / ||W + s P Q||_row,     g = g0 + dg,  g0 = ||W||_row
 
 The norm is a constant for the gradient (section 4.3 there), and comes from ||W||^2 + 2 s <W, P Q> + s^2 ||P Q||^2 row
-by row, so that W + s P Q is never built and the quotient is 1 to the last bit at the start.
+by row, so that W + s P Q is never built and the quotient is 1 to the last bit at the start. On a base whose rows have
+other norms than g0 (trained on a quantised base, merged into the high-precision one) ||W|| is that base's own.
 """
 
 from __future__ import annotations
@@ -126,6 +127,9 @@ class _Pair(torch.autograd.Function):
         return gx, None, None, gdL, gdR, None
 
 
+_ROUNDING = 1e-5  # by which one row's norm differs, relative to itself, from machine to machine
+
+
 def row_norms(W: Tensor) -> Tensor:  # (out, in) -> (out,)
     """g0 = ||W||_row, in float32 at least."""
     return torch.linalg.vector_norm(W.to(torch.promote_types(W.dtype, torch.float32)), dim=1)
@@ -136,7 +140,7 @@ def magnitude_quotient(W: Tensor, g0: Tensor, dg: Tensor, bracket: Bracket) -> T
 
     Args:
         W: (out, in), the base weight.
-        g0: (out,), its row norms.
+        g0: (out,), the row norms of the base weight that the adapter was made on.
         dg: (out,), trained.
         bracket: s P Q.
     """
@@ -145,7 +149,9 @@ def magnitude_quotient(W: Tensor, g0: Tensor, dg: Tensor, bracket: Bracket) -> T
         s = bracket.scale
         inner = (F.linear(Q.to(W.dtype), W).T.to(P.dtype) * P).sum(1) * s  # <W, s P Q>_row
         square = ((P @ (Q @ Q.T)) * P).sum(1) * s * s  # ||s P Q||^2_row
-        safe = torch.where(g0 > 0, g0, torch.ones_like(g0))
+        own = row_norms(W).to(g0.dtype)
+        own = torch.where((own - g0).abs() <= _ROUNDING * g0, g0, own)
+        safe = torch.where(own > 0, own, torch.ones_like(own))
         norm = safe * (1 + (2 * inner + square) / safe.square()).clamp_min(0).sqrt()
         norm = norm.clamp_min(torch.finfo(norm.dtype).tiny)
     return torch.where(g0 > 0, (g0 + dg) / norm, torch.ones_like(g0))
