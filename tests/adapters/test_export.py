@@ -132,6 +132,15 @@ def test_the_agreement_sees_what_was_changed_after_writing(base, saved, tmp_path
     assert not any("lora" in name or "spectral" in name for name, _ in model.named_parameters())
 
 
+def test_an_adapter_in_place_of_its_base_weights_is_checked_beside_the_base(base, ids, tiny_llama, tmp_path):
+    model = adapt(base(), "svf", drop_base=True)
+    train_steps(model, ids)
+    model.save_pretrained(tmp_path / "own")
+    done = write_lora(tmp_path / "own", tiny_llama, tmp_path / "lora")
+    found = Witness(tmp_path / "own", base()).compare(done.path, "lora")
+    assert found.largest < 2e-5 < 1e-3 < found.moved
+
+
 def isolated(folder: Path) -> Path:
     """A copy of this environment's site-packages, by links, that lacks this package and runs no .pth file."""
     site = Path(torch.__file__).parents[1]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from milora.adapters.attach import WEIGHTS, load_adapter
 from milora.adapters.delta import AdapterFile
 from milora.adapters.gguf_lora import read_gguf_lora
+from milora.adapters.saved_config import CONFIG, read_config
 from milora.errors import MiloraError
 from milora.models.checkpoint import is_local
 from milora.models.load import load_model
@@ -76,7 +77,11 @@ class Witness:
 
     def model(self) -> Any:
         """The adapter on its base."""
-        return load_adapter(shared_copy(self.base), self.adapter, force=self.force)
+        folder = Path(self.adapter)
+        # One that stands in for the base weights empties them.
+        drops = (folder / CONFIG).is_file() and getattr(read_config(folder), "drop_base", False)
+        base = copy.deepcopy(self.base) if drops else shared_copy(self.base)
+        return load_adapter(base, folder, force=self.force)
 
     def compare(self, written: str | Path, form: Form) -> Agreement:
         """Load what was written again and compare its logits.

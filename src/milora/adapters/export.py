@@ -55,7 +55,7 @@ class Exported:
 
 def export_lora(
     adapter: str | Path,
-    model_name_or_path: str | None,
+    model_name_or_path: str | Path | None,
     output: str | Path,
     *,
     overwrite: bool = False,
@@ -67,7 +67,7 @@ def export_lora(
 
 def write_lora(
     adapter: str | Path,
-    model_name_or_path: str | None,
+    model_name_or_path: str | Path | None,
     output: str | Path,
     *,
     rank: int | None = None,
@@ -92,7 +92,8 @@ def write_lora(
     """
     target = Path(output).expanduser()
     check_free(target, overwrite)
-    file = AdapterFile(adapter, base=model_name_or_path)
+    base = None if model_name_or_path is None else str(model_name_or_path)
+    file = AdapterFile(adapter, base=base)
     if not isinstance(file.config, SpectralConfig) and rank is None:
         kind = type(file.config).__name__
         raise MiloraError(
@@ -100,9 +101,9 @@ def write_lora(
         )
     tensors, common, errors = lora_tensors(file, rank)
     tied = None
-    if check_base and model_name_or_path is not None and is_local(model_name_or_path):
-        tied = tied_head(check_fits(file, model_name_or_path))
-    config = lora_config(file, common, model_name_or_path)
+    if check_base and base is not None and is_local(base):
+        tied = tied_head(check_fits(file, base))
+    config = lora_config(file, common, base)
     found = limits(config, file.modules, tied)
     refuse(found, readers)
     write_adapter(target, tensors, config.to_dict())
