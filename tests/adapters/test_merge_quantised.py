@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, VeraConfig, get_peft_model
 
 from adapters.quantised import QUANTIZATIONS, quantised
 from adapters.steps import adapt, logits, train_steps
 from milora.adapters import MergeCost, SpectralLinear, load_adapter, merge_quantised
+from milora.adapters.export import write_lora
 from milora.cli.app import main
 from milora.errors import MiloraError
 from milora.methods import METHODS
@@ -19,13 +20,15 @@ TEXT = "A text to measure on, of some length."
 each_quantization = pytest.mark.parametrize("quantization", QUANTIZATIONS)
 
 
-def trained(folder, quantization, ids, where, method="milora"):
+def trained(folder, quantization, ids, where, method="milora", **settings):
     model = quantised(folder, quantization)
     if method in METHODS:
-        adapted = adapt(model, method)
+        adapted = adapt(model, method, **settings)
     else:
         config = LoraConfig(r=8, target_modules="all-linear", use_dora=method == "dora", task_type="CAUSAL_LM")
-        adapted = get_peft_model(model, config)
+        vera = VeraConfig(r=8, target_modules=["q_proj"], task_type="CAUSAL_LM")
+        ada = AdaLoraConfig(init_r=8, target_modules="all-linear", total_step=10, task_type="CAUSAL_LM")
+        adapted = get_peft_model(model, {"vera": vera, "adalora": ada}.get(method, config))
     train_steps(adapted, ids, lr=2e-2)
     adapted.save_pretrained(where)
     return adapted
@@ -80,12 +83,31 @@ def test_into_the_high_precision_base_nothing_is_quantised(tiny_llama, ids, quan
             assert torch.allclose(merged.get_submodule(name).weight, W + layer.get_delta_weight("default"), atol=1e-6)
 
 
-def test_dora_and_a_text_of_nothing_are_refused(tiny_llama, ids, tmp_path):
-    trained(tiny_llama, "bnb-4bit", ids, tmp_path / "dora", "dora")
-    with pytest.raises(MiloraError, match="got DoRA on a quantised base, allowed --high_precision"):
-        merge_quantised(tmp_path / "dora", tiny_llama, tmp_path / "m", quantization="bnb-4bit")
+@pytest.mark.parametrize(("method", "named"), [("dora", "DoRA"), ("vera", "VERA"), ("adalora", "ADALORA")])
+def test_what_peft_does_not_merge_there_goes_into_the_high_precision_base(tiny_llama, ids, method, named, tmp_path):
+    trained(tiny_llama, "bnb-4bit", ids, tmp_path / "adapter", method)
+    said = f"got {named} on a quantised base, allowed milora's own or a plain LoRA, or --high_precision"
+    with pytest.raises(MiloraError, match=said):
+        merge_quantised(tmp_path / "adapter", tiny_llama, tmp_path / "m", quantization="bnb-4bit")
+    assert not (tmp_path / "m").exists()
+    merge_quantised(tmp_path / "adapter", tiny_llama, tmp_path / "m", quantization="bnb-4bit", high_precision=True)
+    merged = load_model(tmp_path / "m", device="cpu", dtype="float32").eval()
+    wanted = load_adapter(load_model(tiny_llama, device="cpu", dtype="float32").eval(), tmp_path / "adapter")
+    torch.testing.assert_close(logits(merged, ids), logits(wanted, ids), atol=2e-5, rtol=1e-4)
+
+
+def test_a_magnitude_is_the_same_dora_on_the_quantised_and_the_high_precision_base(tiny_llama, ids, tmp_path):
+    trained(tiny_llama, "bnb-4bit", ids, tmp_path / "own", magnitude=True)
+    write_lora(tmp_path / "own", None, tmp_path / "dora")
+    for base in (lambda: quantised(tiny_llama, "bnb-4bit"), lambda: load_model(tiny_llama, dtype="float32").eval()):
+        own, dora = (load_adapter(base(), tmp_path / kind) for kind in ("own", "dora"))
+        torch.testing.assert_close(logits(own, ids), logits(dora, ids), atol=2e-5, rtol=1e-4)
+
+
+def test_a_text_of_nothing_is_refused(tiny_llama, ids, tmp_path):
+    trained(tiny_llama, "bnb-4bit", ids, tmp_path / "lora", "lora")
     with pytest.raises(MiloraError, match="text: got 0 tokens, allowed 2 or more"):
-        merge_quantised(tmp_path / "dora", tiny_llama, tmp_path / "m", quantization="bnb-4bit", text="")
+        merge_quantised(tmp_path / "lora", tiny_llama, tmp_path / "m", quantization="bnb-4bit", text="")
     assert not (tmp_path / "m").exists()
     assert MergeCost({}, 0.0, 0.0).worst == ("", 0.0)
 

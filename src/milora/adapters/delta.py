@@ -238,7 +238,8 @@ def _kind(config: PeftConfig, folder: Path) -> tuple[_Split, Callable[[Mapping[s
     if isinstance(config, SpectralConfig):
         return _split_spectral, lambda parts, module: spectral_delta(parts, config, module)
     if type(config) is not LoraConfig:
-        raise MiloraError(f"adapter: {folder} holds a {type(config).__name__}, allowed milora's own or a plain LoRA")
+        got = f"{type(config).__name__}, allowed milora's own or a plain LoRA; milora merge takes what PEFT merges"
+        raise MiloraError(f"adapter: {folder} holds a {got}")
     refusal = not_plain(config)
     if refusal:
         raise MiloraError(f"adapter: {folder / CONFIG}: {refusal}")

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from torch.nn import functional as F
 
 from milora.adapters.attach import load_adapter
+from milora.adapters.config import SpectralConfig
 from milora.adapters.export import check_free
 from milora.adapters.merge import merge_adapter
 from milora.adapters.quantised import base_of
@@ -125,6 +127,7 @@ def merge_quantised(
         merge_adapter(adapter, model_name_or_path, target, dtype=dtype, overwrite=overwrite, force=force)
         cost = MergeCost({}, 0.0, 0.0)
         return cost if before is None else measured(cost, load_model(target, dtype=dtype))
+    _check_kinds(model)
     check_not_tied(model)
     cost = _merge_layers(model)
     merged: Any = model.unload()
@@ -132,6 +135,17 @@ def merge_quantised(
         merged.save_pretrained(temporary)
         (load_processor(model_name_or_path) or tokenizer).save_pretrained(temporary)
     return measured(cost, merged)
+
+
+def _check_kinds(model: Any) -> None:
+    """PEFT merges no more than plain LoRA into a quantised weight, or leaves the rounding untold."""
+    for config in model.peft_config.values():
+        dora = getattr(config, "use_dora", False)
+        if dora or type(config) not in (SpectralConfig, LoraConfig):
+            kind = "DoRA" if dora else config.peft_type.value
+            raise MiloraError(
+                f"merge: got {kind} on a quantised base, allowed milora's own or a plain LoRA, or --high_precision"
+            )
 
 
 @torch.no_grad()
@@ -155,8 +169,6 @@ def _merge_layers(model: Any) -> MergeCost:
 def _merge(layer: Any) -> Tensor | None:  # T (out, in), or None where no adapter of the layer is active
     """Merge one layer; returns what its weight would be without rounding."""
     base = base_of(layer)
-    if getattr(layer, "lora_variant", None):
-        raise MiloraError("merge: got DoRA on a quantised base, allowed --high_precision")
     if not hasattr(layer, "spectral_L0"):  # plain LoRA: PEFT's layers for bitsandbytes set the weight by themselves
         W = dequantised(base).float() if quantization_of(base) in QUANTIZATIONS else base.weight.float()
         deltas = [layer.get_delta_weight(n) for n in layer.active_adapters if n in layer.lora_A]
