@@ -104,6 +104,26 @@ def test_a_magnitude_is_the_same_dora_on_the_quantised_and_the_high_precision_ba
         torch.testing.assert_close(logits(own, ids), logits(dora, ids), atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("method", "quantization"),
+    [*(("milora", q) for q in QUANTIZATIONS), ("lora", "bnb-4bit"), ("lora", "torchao-int8")],
+)
+def test_a_checkpoint_that_is_quantised_takes_it_in_too(tiny_llama, ids, method, quantization, tmp_path, capsys):
+    quantised(tiny_llama, quantization).save_pretrained(tmp_path / "base")
+    load_tokenizer(tiny_llama).save_pretrained(tmp_path / "base")
+    adapted = trained(tiny_llama, quantization, ids, tmp_path / "adapter", method)
+    verb = ["merge", str(tmp_path / "adapter"), "--model_name_or_path", str(tmp_path / "base"), "--output"]
+    assert main([*verb, str(tmp_path / "m"), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["quantization"] == {"bnb": "bitsandbytes", "torchao": "torchao"}[quantization.split("-")[0]]
+    merged = load_model(tmp_path / "m", device="cpu").eval()
+    adapted.merge_adapter()
+    torch.testing.assert_close(logits(merged, ids), logits(adapted, ids), atol=1e-4, rtol=1e-3)
+    assert quantization_of(merged.model.layers[0].mlp.up_proj) == quantization
+    assert main([*verb, str(tmp_path / "h"), "--high_precision"]) == 2
+    assert "is itself quantised" in capsys.readouterr().err and not (tmp_path / "h").exists()
+
+
 def test_a_text_of_nothing_is_refused(tiny_llama, ids, tmp_path):
     trained(tiny_llama, "bnb-4bit", ids, tmp_path / "lora", "lora")
     with pytest.raises(MiloraError, match="text: got 0 tokens, allowed 2 or more"):

@@ -30,7 +30,7 @@ from milora.adapters.quantised import base_of
 from milora.adapters.tied import check_not_tied
 from milora.errors import MiloraError
 from milora.models.atomic import replacing
-from milora.models.load import load_model, load_processor, load_tokenizer
+from milora.models.load import load_model, load_processor, load_tokenizer, stored_quantization
 from milora.models.quantised import QUANTIZATIONS, dequantised, quantization_of
 
 TOKENS = 512
@@ -87,7 +87,7 @@ def merge_quantised(
     model_name_or_path: str | Path,
     output: str | Path,
     *,
-    quantization: str,
+    quantization: str | None,
     dtype: str = "auto",
     high_precision: bool = False,
     text: str | None = None,
@@ -98,9 +98,10 @@ def merge_quantised(
 
     Args:
         adapter: the folder of the saved adapter, of this package or plain LoRA.
-        model_name_or_path: the high-precision base.
+        model_name_or_path: the high-precision base, or one that is quantised in its checkpoint.
         output: the folder to write.
-        quantization: of the base that the adapter was trained on; one of `milora.models.quantised.QUANTIZATIONS`.
+        quantization: of the base that the adapter was trained on; one of `milora.models.quantised.QUANTIZATIONS`, or
+            None for a base that is quantised in its checkpoint.
         dtype: of the base when it was quantised.
         high_precision: write the high-precision base with the adapter merged into it instead.
         text: measure on it how the logits change.
@@ -108,10 +109,18 @@ def merge_quantised(
         force: merge also into a base with another fingerprint.
 
     Raises:
-        MiloraError: see `load_model` and `load_adapter`; `output` exists; a text of less than two tokens.
+        MiloraError: see `load_model` and `load_adapter`; `output` exists; a text of less than two tokens;
+            `high_precision` with a base that has none.
     """
     target = Path(output).expanduser()
     check_free(target, overwrite)
+    stored = stored_quantization(model_name_or_path)
+    if stored:
+        if high_precision:
+            raise MiloraError(
+                f"--high_precision: {model_name_or_path} is itself quantised ({stored}), allowed another base"
+            )
+        quantization = None
     model = load_adapter(load_model(model_name_or_path, dtype=dtype, quantization=quantization), adapter, force=force)
     tokenizer = load_tokenizer(model_name_or_path)
     ids = None if text is None else _tokens(tokenizer, text)

@@ -43,12 +43,14 @@ def merge(
     """
     from milora.adapters import merge_quantised
     from milora.analysis.texts import read_text
+    from milora.models.load import stored_quantization
     from milora.runs.tuned import quantised_base
 
     if onto is not None:
         return _onto(context.obj, adapter, model_name_or_path, onto, output, max_shard_size, overwrite, force)
     quantization, dtype = quantised_base(adapter)
-    if quantization is None or (high_precision and text is None):
+    stored = stored_quantization(model_name_or_path)
+    if stored is None and (quantization is None or (high_precision and text is None)):
         return export(
             context, adapter, model_name_or_path, output, to="merged", max_shard_size=max_shard_size, check=check,
             force=force, overwrite=overwrite,
@@ -65,8 +67,15 @@ def merge(
         text=None if text is None else read_text(text),
         **common,
     )
+    quantization = stored or quantization
     record = {"output": str(output), "quantization": None if high_precision else quantization, "cost": cost.as_dict()}
-    show.result(record, "\n".join(_report(output, quantization, high_precision, cost)), essence=str(output))
+    lines = _report(output, quantization, high_precision, cost)
+    if not high_precision:
+        where = (
+            f"with the model that {model_name_or_path} was made of" if stored else "merges into the unquantised base"
+        )
+        lines.append(f"recommended: --high_precision {where}, where the update is not rounded away")
+    show.result(record, "\n".join(lines), essence=str(output))
 
 
 def _onto(
@@ -91,7 +100,7 @@ def _onto(
     show.result(record, f"{written}: {onto} with what was trained on {base}", essence=str(written))
 
 
-def _report(output: Path, quantization: str, high_precision: bool, cost: Any) -> list[str]:
+def _report(output: Path, quantization: str | None, high_precision: bool, cost: Any) -> list[str]:
     lines = [f"{output}: written as a whole {'high-precision' if high_precision else quantization} model"]
     if not high_precision:
         name, worst = cost.worst
@@ -105,9 +114,5 @@ def _report(output: Path, quantization: str, high_precision: bool, cost: Any) ->
             f"logits on {c.tokens} tokens: moved by {c.mean:.3g} on average, {c.largest:.3g} at most;"
             f" KL {c.kl:.3g} nats per token from the adapter on its {quantization} base;"
             f" loss {c.loss:.4f} there, {c.merged_loss:.4f} merged"
-        )
-    if not high_precision:
-        lines.append(
-            "recommended: --high_precision merges into the unquantised base, where the update is not rounded away"
         )
     return lines

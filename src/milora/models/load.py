@@ -80,6 +80,12 @@ def _unmark(model: Any) -> None:
         del model.config.quantization_config
 
 
+def stored_quantization(model_name_or_path: str | Path) -> str | None:
+    """What a checkpoint says that its weights are quantised with, e.g. "bitsandbytes"; None where they are not."""
+    settings = _config_dict(model_name_or_path).get("quantization_config")
+    return str(settings.get("quant_method") or "a method that it does not name") if settings else None
+
+
 def load_tokenizer(
     model_name_or_path: str | Path, *, trust_remote_code: bool = False, gguf_file: str | None = None
 ) -> PreTrainedTokenizerBase:
@@ -192,11 +198,10 @@ def _quantised(
 ) -> dict[str, Any]:
     """What `from_pretrained` is told of a quantised model; nothing for any other."""
     source = _source(model_name_or_path)
-    already = _config_dict(model_name_or_path).get("quantization_config")
+    already = stored_quantization(model_name_or_path)
     if already and quantization is not None:
-        method = already.get("quant_method", "a method that it does not name")
         raise MiloraError(
-            f"quantization: got {quantization}, but model {source} is already quantised ({method}); allowed null"
+            f"quantization: got {quantization}, but model {source} is already quantised ({already}); allowed null"
         )
     # accelerate wants to find a quantised model on a numbered device.
     placed = {"device_map": {"": torch.cuda.current_device() if device == "cuda" else device}}

@@ -138,7 +138,10 @@ def prepare_quantised(model: nn.Module) -> None:
       kernel has no gradient, without a word, and works with scales rounded to bfloat16: the base becomes another
       one. So it is kept from packing, and what is packed is unpacked (the rounded scales stay).
     - transformers takes torchao's int4 for not trainable, by the name of its configuration.
+    - transformers cannot save what it read from a quantised checkpoint: it would turn back what made the weights of
+      the file's tensors, and has no way back. There is nothing to turn back: they are saved as they are.
     """
+    _make_savable(model)
     packed = 0
     for layer in model.modules():
         if type(getattr(layer, "weight", None)).__name__ != "Params4bit":
@@ -158,6 +161,20 @@ def prepare_quantised(model: nn.Module) -> None:
     if kind == "IntxWeightOnlyConfig":
         # Its product is one with the dequantised weight, whose gradient is torch's own.
         quantizer.__class__ = type(type(quantizer).__name__, (type(quantizer),), {"is_trainable": True})
+
+
+def _make_savable(model: nn.Module) -> None:
+    conversions: Any = getattr(model, "_weight_conversions", None)
+    if conversions:
+        kept = [c for c in conversions if not any(_is_one_way(o) for o in getattr(c, "operations", ()))]
+        model._weight_conversions = kept or None  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+
+
+def _is_one_way(operation: Any) -> bool:
+    try:
+        return not operation.reverse_op
+    except NotImplementedError:
+        return True
 
 
 def _unpack(layer: Any) -> None:
