@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from milora.adapters.build import peft_config
+from milora.cli.app import main
 from milora.comparison.engine import compare, processes_that_fit
 from milora.comparison.grid import Grid
 from milora.comparison.load import check_grid
@@ -115,7 +117,7 @@ def test_a_stopped_run_goes_on_from_its_checkpoint(grid, monkeypatch):
     assert lines == sorted(lines)
 
 
-def test_a_failed_run_is_shown_as_failed_and_the_rest_goes_on(small):
+def test_a_failed_run_is_shown_as_failed_and_the_rest_goes_on(small, tmp_path, capsys):
     small["arms"] = [small["arms"][0], {"label": "broken", "method": "milora", "keys": {"target_modules": ["nowhere"]}}]
     small["measure"] = {"at": []}
     small["checks"] = [{"name": "c", "value": "kl(broken) / kl(lora)", "limit": 0.0}]
@@ -128,6 +130,11 @@ def test_a_failed_run_is_shown_as_failed_and_the_rest_goes_on(small):
     assert failure["where"].startswith("training") and not list(run.glob("adapter*"))
     assert found["arms"][0]["failed"] == []
     assert (found["checks"][0]["value"], found["checks"][0]["passed"]) == (None, None)
+    del small["checks"]
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(small))
+    assert main(["compare", str(tmp_path / "grid.yaml")]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "runs failed: broken seed 0, broken seed 1; the same command tries them again" in said
 
 
 @pytest.mark.slow

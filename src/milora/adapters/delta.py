@@ -240,8 +240,7 @@ def _kind(config: PeftConfig, folder: Path) -> tuple[_Split, Callable[[Mapping[s
     if type(config) is not LoraConfig:
         got = f"{type(config).__name__}, allowed milora's own or a plain LoRA; milora merge takes what PEFT merges"
         raise MiloraError(f"adapter: {folder} holds a {got}")
-    refusal = not_plain(config)
-    if refusal:
+    if refusal := not_plain(config):
         raise MiloraError(f"adapter: {folder / CONFIG}: {refusal}")
     return _split_lora, lambda parts, module: lora_delta(parts, lora_scale(config, module))
 

@@ -58,8 +58,12 @@ def _run(output: Output, grid: Any, *, overwrite: bool, all_rates: bool) -> None
     if failed := failed_gates(record["checks"]):
         output.note(f"{len(failed)} of {len(record['checks'])} checks failed: {'; '.join(failed)}")
         raise typer.Exit(1)
-    if not any(arm["seeds"] for arm in record["arms"]):
-        output.note("every run failed")
+    broken = [f"{arm['label']} seed {seed}" for arm in record["arms"] for seed in arm["failed"]]
+    if broken:
+        every = not any(arm["seeds"] for arm in record["arms"])
+        output.note(
+            "every run failed" if every else f"runs failed: {', '.join(broken)}; the same command tries them again"
+        )
         raise typer.Exit(1)
 
 
