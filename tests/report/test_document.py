@@ -171,6 +171,25 @@ def test_the_interval_turns_the_sentence(comparison: Path):
     assert (cells["pissa"][2].mark, cells["mica"][2].mark) == ("", "strong")
 
 
+def test_one_seed_is_judged_by_its_rows_or_left_open(comparison: Path):
+    material = read([comparison])
+    rows = {"milora": [0.1, 0.3], "pissa": [-0.3, -0.1], "mica": [-0.1, 0.1]}
+    for arm in material.record["arms"]:
+        for metric, found in (arm["against"].get("lora") or {}).items():
+            found |= {"interval": None, "n": 1}
+            if metric == "validation_loss" and arm["label"] in rows:
+                found["rows"] = {"difference": sum(rows[arm["label"]]) / 2, "interval": rows[arm["label"]], "n": 40}
+    told = [text for _, text in findings(material, arms_of(material), []).blocks[0].items]
+    assert any(t.endswith("learned less than LoRA, by validation loss.") and "milora r=8 (+0.20 [" in t for t in told)
+    assert "pissa (−0.20 [−0.30, −0.10], n 40 rows) learned more than LoRA, by validation loss." in told
+    assert any(
+        t.startswith("No clear difference to LoRA in validation loss: mica (") and "n 40 rows" in t for t in told
+    )
+    (alone,) = [t for t in told if "forgetting (KL to base), one pair of runs and no interval: " in t]
+    assert "pissa (+0.1642, n 1)" in alone and not any("forgot more than LoRA" in t for t in told)
+    assert "An interval over rows says how other rows would do, not other seeds." in told
+
+
 def test_without_lora_nothing_is_said_of_it(tmp_path: Path):
     document = build(read([synthetic_comparison.make(tmp_path / "c", ("milora", "pissa"), (0,), layers=1)]))
     told = said(document)

@@ -86,33 +86,44 @@ def _checks(record: Mapping[str, Any]) -> list[Item]:
 
 
 def _against(arms: Sequence[Arm], other: str, title: str) -> list[Item]:
+    """Over seeds where there is an interval over them, else over test rows, else told as open."""
     items: list[Item] = []
     few: list[int] = []
+    by_rows = False
     for name, more, less in (
         ("validation_loss", "learned less than", "learned more than"),
         ("kl", "forgot more than", "forgot less than"),
     ):
-        clear: dict[str, list[str]] = {more: [], less: []}
-        unclear = []
+        told: dict[str, list[str]] = {more: [], less: [], "unclear": [], "alone": []}
         for arm in arms:
             found = (arm.against.get(other) or {}).get(name)
             if not found or not isinstance(found.get("difference"), int | float):
                 continue
-            low, high = bounds(found)
-            pairs = f", n {found['n']}" if found.get("n") is not None else ""
-            told = f"{arm.name} ({interval(found['difference'], low, high)}{pairs})"
-            few.append(found.get("n") or FEW_PAIRS)
-            if low is None or high is None or low <= 0 <= high:
-                unclear.append(told)
-            else:
-                clear[more if low > 0 else less].append(told)
-        title_of = metrics.title(name)
-        items += [("plain", f"{_list(told)} {verb} {title}, by {title_of}.") for verb, told in clear.items() if told]
-        if unclear:
-            items.append(("open", f"No clear difference to {title} in {title_of}: {_list(unclear)}."))
+            shown, low, high = found, *bounds(found)
+            rows = found.get("rows") or {}
+            if low is None and None not in bounds(rows):
+                shown, low, high = rows, *bounds(rows)
+                by_rows = True
+            elif low is not None:
+                few.append(found.get("n") or FEW_PAIRS)
+            n = f", n {shown['n']}{' rows' if shown is rows else ''}" if shown.get("n") is not None else ""
+            verb = "alone" if low is None or high is None else more if low > 0 else less if high < 0 else "unclear"
+            told[verb].append(f"{arm.name} ({interval(shown['difference'], low, high)}{n})")
+        items += _told(told, title, metrics.title(name))
     if few and min(few) < FEW_PAIRS:
         items.append(("open", f"An interval over {_count(min(few), 'pair')} of runs says little about other seeds."))
+    if by_rows:
+        items.append(("open", "An interval over rows says how other rows would do, not other seeds."))
     return items
+
+
+def _told(told: Mapping[str, Sequence[str]], title: str, metric: str) -> list[Item]:
+    opened = {"unclear": f"No clear difference to {title} in {metric}",
+              "alone": f"Difference to {title} in {metric}, one pair of runs and no interval"}  # fmt: skip
+    items = [
+        ("plain", f"{_list(arms)} {v} {title}, by {metric}.") for v, arms in told.items() if arms and v not in opened
+    ]
+    return items + [("open", f"{said}: {_list(told[v])}.") for v, said in opened.items() if told[v]]
 
 
 def _best(arms: Sequence[Arm]) -> list[Item]:
