@@ -125,6 +125,15 @@ def test_own_adapter_is_the_spectral_one_where_there_are_two(tmp_path: Path):
     assert run.own_adapter() == run.adapter
 
 
+def test_a_run_without_an_adapter_says_why(tmp_path: Path):
+    run = RunFolder(tmp_path)
+    with pytest.raises(MiloraError, match="has saved no adapter, for it stopped early"):
+        run.own_adapter()
+    run.model.mkdir()
+    with pytest.raises(MiloraError, match=f"method full, whose model is whole already: {run.model}"):
+        run.own_adapter()
+
+
 def test_a_folder_without_a_run_has_no_recipe(tmp_path: Path):
     with pytest.raises(MiloraError, match="holds no run"):
         RunFolder(tmp_path).recipe()

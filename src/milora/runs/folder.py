@@ -143,12 +143,14 @@ class RunFolder:
         """The adapter in the form in which it was trained: a spectral one in ``adapter``, another at the root.
 
         Raises:
-            MiloraError: the run has saved no adapter.
+            MiloraError: the run has saved no adapter, or trained the whole model.
         """
         for folder in (self.adapter, self.path):
             if (folder / "adapter_config.json").is_file():
                 return folder
-        raise MiloraError(f"{self.path}: the run has saved no adapter (stopped early, or method full)")
+        if self.model.is_dir():
+            raise MiloraError(f"{self.path}: got a run of method full, whose model is whole already: {self.model}")
+        raise MiloraError(f"{self.path}: the run has saved no adapter, for it stopped early")
 
     def write_provenance(self, record: Mapping[str, Any]) -> None:
         """Write provenance.json."""
