@@ -73,6 +73,16 @@ def test_runs_become_arms_by_everything_but_their_seed(tmp_path: Path):
     assert arms[2].metrics["kl"].stderr is None and arms[0].metrics["gsm8k:exact_match"].mean == pytest.approx(0.5)
 
 
+def test_another_recipe_or_the_same_seed_again_is_no_seed_of_an_arm(tmp_path: Path):
+    for name, seed, keys in (("a", 0, {}), ("b", 1, {}), ("c", 1, {}), ("d", 2, {"dataset": "other.jsonl"})):
+        synthetic.run(tmp_path / name, "lora", seed=seed, layers=1)
+        (tmp_path / name / "recipe.yaml").write_text(synthetic.recipe("lora", 8, 3e-4, seed, description=name, **keys))
+    arms = arms_of(read([tmp_path / name for name in "abcd"]))
+    assert [(arm.name, [run.name for run in arm.runs]) for arm in arms] == [
+        ("lora (1)", ["a", "b"]), ("lora (2)", ["c"]), ("lora (3)", ["d"]),
+    ]  # fmt: skip
+
+
 def test_the_main_table_holds_the_numbers_of_the_comparison(comparison: Path, document: Document):
     record = json.loads((comparison / "comparison.json").read_text())
     shown = table(document, "results-table")
@@ -185,6 +195,11 @@ def test_one_seed_is_judged_by_its_rows_or_left_open(comparison: Path):
     assert any(
         t.startswith("No clear difference to LoRA in validation loss: mica (") and "n 40 rows" in t for t in told
     )
+    matched = next(row for row in material.record["matched"] if row["comparable"])
+    matched |= {"interval": None, "seeds": 1}
+    said = [text for _, text in findings(material, arms_of(material), []).blocks[0].items]
+    named = "forgetting of lora r=8 beside milora r=8, one pair of runs and no interval (ratio 1.11, n 1)."
+    assert f"At equal validation loss, along steps: {named}" in said
     (alone,) = [t for t in told if "forgetting (KL to base), one pair of runs and no interval: " in t]
     assert "pissa (+0.1642, n 1)" in alone and not any("forgot more than LoRA" in t for t in told)
     assert "An interval over rows says how other rows would do, not other seeds." in told
@@ -351,6 +366,18 @@ def test_a_run_whose_checkpoints_were_measured_has_its_end_in_the_table(tmp_path
     assert "pareto" in {s.id for s in document.sections}
     scores = [row[3] for row in table(document, "retention-table").rows if row[1].text == "mcq: acc"]
     assert len(scores) == 6 and all(cell.data["stderr"] == 0.125 for cell in scores)  # over 8 evaluation runs
+
+
+def test_a_seed_that_measured_less_is_in_no_line_of_what_it_lacks(tmp_path: Path):
+    for seed in (0, 1):
+        synthetic.run(tmp_path / f"lora{seed}", "lora", seed=seed, layers=1)
+        score = {"task": "mcq", "metric": "acc", "filter": "none", "value": 0.5, "stderr": 0.125, "runs": 8}
+        moved = {"kl": 0.5} if seed == 0 else None
+        rows = [{"step": s, "forgetting": moved, "losses": {}, "scores": [score]} for s in (0, 1, 2)]
+        synthetic.write_json(tmp_path / f"lora{seed}" / "retention.json", {"rows": rows})
+    rows = table(build(read([tmp_path / "lora0", tmp_path / "lora1"])), "retention-table").rows
+    assert [row[3].value for row in rows if row[1].text == "forgetting (KL to base)"] == [0.5] * 3
+    assert [row[3].data["stderr"] for row in rows if row[1].text == "mcq: acc"] == [0.0] * 3  # between the seeds
 
 
 def test_projections_are_means_over_layers_and_seeds(tmp_path: Path):

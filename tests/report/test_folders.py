@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from milora.errors import MiloraError
+from milora.report.arms import FREE
 from milora.report.folders import RUN_MARK, read
-from milora.runs.folder import MARK, WRITTEN
+from milora.runs.folder import MARK, OUTPUT_ONLY, WRITTEN
 from report import synthetic, synthetic_comparison
 
 
@@ -26,6 +27,7 @@ def test_reading_needs_no_torch(tmp_path: Path):
 
 def test_the_mark_and_the_files_are_those_of_runs():
     assert MARK == RUN_MARK + "\n"
+    assert {"seed", *OUTPUT_ONLY} == FREE
     assert {f"report.{form}" for form in ("html", "md", "json", "csv")} <= set(WRITTEN)
 
 

@@ -7,6 +7,7 @@ A comparison folder brings its arms, with paired differences and their intervals
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -67,12 +68,10 @@ class Arm:
 
 
 def arms_of(material: Material) -> list[Arm]:
-    """The arms of a comparison, or of runs grouped by label, rank and learning rate; the best known names first."""
+    """The arms of a comparison, or of runs that differ in nothing but their seed; the best known names first."""
     groups = _grouped(material.runs)
     rows = [row for row in material.record.get("arms") or [] if isinstance(row, dict)]
-    arms = (
-        [_from_record(row, material.runs) for row in rows] if rows else [_from_runs(runs) for runs in groups.values()]
-    )
+    arms = [_from_record(row, material.runs) for row in rows] if rows else [_from_runs(runs) for runs in groups]
     _name(arms)
     return arms
 
@@ -85,23 +84,31 @@ def mean_of(values: Mapping[str, float]) -> Measured:
     return Measured(mean, math.sqrt(spread / (len(x) - 1) / len(x)) if len(x) > 1 else None, dict(values))
 
 
-Key = tuple[str, str, int | None, float | None]
+# Keys of a recipe in which runs of one arm may differ: the seed, and what shapes no weight.
+FREE = {"seed", "name", "description", "sources", "output_dir", "report_to", "logging_steps", "save_total_limit",
+        "eval_tasks", "eval_limit", "eval_batch_size", "eval_data_dir", "forgetting_text", "forgetting_max_tokens",
+        "forgetting_block"}  # fmt: skip
 
 
-def _grouped(runs: Iterable[Run]) -> dict[Key, list[Run]]:
-    groups: dict[Key, list[Run]] = {}
+def _grouped(runs: Iterable[Run]) -> list[list[Run]]:
+    """Runs of one recipe but for the seed; a second run of a seed is an arm of its own."""
+    groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
-        groups.setdefault((run.label, run.variant, run.r, run.learning_rate), []).append(run)
-    return groups
+        recipe = json.dumps({k: v for k, v in run.recipe.items() if k not in FREE}, sort_keys=True, default=str)
+        key = (run.label, run.variant, run.r, run.learning_rate, recipe)
+        nth = 0
+        while any(other.seed == run.seed for other in groups.get((*key, nth), [])):
+            nth += 1
+        groups.setdefault((*key, nth), []).append(run)
+    return list(groups.values())
 
 
 def _from_runs(runs: list[Run]) -> Arm:
     done = [run for run in runs if run.failed is None]
     values: dict[str, dict[str, float]] = {}
     for run in done:
-        seed = str(run.seed) if [r.seed for r in done].count(run.seed) == 1 else run.name
         for name, value in metrics.of_run(run).items():
-            values.setdefault(name, {})[seed] = value
+            values.setdefault(name, {})[str(run.seed)] = value
     return Arm(
         label=runs[0].label, method=runs[0].method, r=runs[0].r, learning_rate=runs[0].learning_rate,
         seeds=_seeds(done), failed=_seeds(r for r in runs if r.failed is not None),

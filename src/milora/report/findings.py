@@ -164,8 +164,11 @@ def _matched(record: Mapping[str, Any]) -> list[Item]:
     for row in rows[:FEW]:
         low, high = bounds(row)
         a, b, variant = pair(row)
-        told = f" (ratio {row['ratio']:.3g} [{low:.3g}, {high:.3g}], n {row.get('seeds')})" if low and high else ""
-        if not low or not high or low <= 1 <= high:
+        among = f" [{low:.3g}, {high:.3g}]" if low and high else ""
+        told = f" (ratio {row['ratio']:.3g}{among}, n {row.get('seeds')})"
+        if not low or not high:
+            text = f"forgetting of {a} beside {b}, one pair of runs and no interval"
+        elif low <= 1 <= high:
             text = f"no clear difference in forgetting between {a} and {b}"
         else:
             text = f"{a} forgot {'less' if high < 1 else 'more'} than {b}"

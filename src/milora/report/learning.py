@@ -129,20 +129,22 @@ def _retained(arm: Arm) -> dict[str, Line]:
 
     The errors are those between runs; of a single run, those of its evaluation runs.
     """
-    found: dict[str, list[Points]] = {}
-    errors: dict[str, list[float | None]] = {}
+    found: dict[str, list[Line]] = {}
     for run in arm.runs:
-        own: dict[str, Points] = {}
+        own: dict[str, Line] = {}
         for row in metrics.retention_rows(run):
             of_scores = metrics.retained_errors(row)
             for name, value in metrics.retained(row).items():
-                own.setdefault(name, []).append((float(row["step"]), value))
-                errors.setdefault(name, []).append(of_scores.get(name))
-        for name, points in own.items():
-            if any(y is not None for _, y in points):
-                found.setdefault(name, []).append(points)
-    several = {name: lines.mean_line(runs) for name, runs in found.items()}
-    return {name: (line[0], errors[name]) if len(found[name]) == 1 else line for name, line in several.items()}
+                points, errors = own.setdefault(name, ([], []))
+                points.append((float(row["step"]), value))
+                errors.append(of_scores.get(name))
+        for name, line in own.items():
+            if any(y is not None for _, y in line[0]):
+                found.setdefault(name, []).append(line)
+    return {
+        name: runs[0] if len(runs) == 1 else lines.mean_line([points for points, _ in runs])
+        for name, runs in found.items()
+    }
 
 
 def _measured_at(arm: Arm, base: Mapping[str, Measured]) -> dict[str, Line]:

@@ -27,7 +27,7 @@ NEITHER = {
     "intruders",
 }  # they describe, they do not rank
 # Endings of the harness's metrics that fall as a model gets better.
-FALLING = ("perplexity", "loss", "bits_per_byte", "nll", "brier_score", "ter")
+FALLING = ("perplexity", "loss", "bits_per_byte", "nll", "brier_score", "ter", "wer", "cer", "mse", "mae")
 
 
 def title(name: str) -> str:

@@ -120,14 +120,15 @@ def _of_arms(arms: Sequence[Arm]) -> list[Front]:
     both = [arm for arm in arms if "kl" in arm.metrics]
     names = metrics.ordered({n for a in both for n in a.shown() if n not in ("kl", "forgetting")})
     found = []
-    for name in (n for n in names if metrics.direction(n)):
-        pairs = [(a, a.metrics["kl"], a.metrics[name]) for a in both if name in a.metrics]
+    variants = dict.fromkeys(arm.variant for arm in both)
+    for name, variant in ((n, v) for n in names if metrics.direction(n) for v in variants):
+        pairs = [(a, a.metrics["kl"], a.metrics[name]) for a in both if name in a.metrics and a.variant == variant]
         best = on_front([(k.mean, s.mean) for _, k, s in pairs], metrics.direction(name))
         points = [
             Point(a.name, slots[a.name], k.mean, s.mean, k.stderr, s.stderr, on_front=on)
             for (a, k, s), on in zip(pairs, best, strict=True)
         ]
-        found += [Front(name, "base", metrics.direction(name), points)] if len(points) > 1 else []
+        found += [Front(name, variant, metrics.direction(name), points)] if len(points) > 1 else []
     return found
 
 
