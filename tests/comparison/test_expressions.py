@@ -46,5 +46,10 @@ def test_what_is_no_arithmetic_is_refused(expression):
         evaluate(expression, lambda *_: 1.0)
 
 
+def test_a_divisor_that_is_always_zero_is_refused_with_the_grid():
+    with pytest.raises(MiloraError, match=r"got 'kl\(a\) / 0', which divides by zero"):
+        names_in("kl(a) / 0")
+
+
 def test_names_of_arms():
     assert names_in("kl(pissa) / (kl(lora) - kl('a.b')) + metric('x:y', base)") == {"pissa", "lora", "a.b", "base"}

@@ -73,6 +73,7 @@ def test_kl_at_a_loss_is_interpolated_where_the_path_first_reaches_it():
     assert kl_at(path, 2.0) == 0.0
     assert kl_at(path, 2.1) is None and kl_at(path, 0.4) is None
     assert kl_at([Point(1.0, 0.4)], 1.0) == 0.4
+    assert kl_at([Point(0.9, 0.2), Point(1.0, 0.5)], 0.95) is None  # passed before the first point, whatever follows
     assert kl_at([], 1.0) is None
 
 
@@ -95,6 +96,8 @@ def test_paths_that_do_not_meet_are_not_compared():
     assert not found["comparable"] and found["reason"] == "not comparable: ranges do not overlap"
     assert found["ratio"] is None and found["by_seed"] == {}
     assert matched(a, {1: b[0]})["reason"] == "not comparable: no common seed"
+    past = matched({0: [Point(0.9, 0.2), Point(1.0, 0.5)]}, {0: [Point(1.1, 0.05), Point(0.95, 0.1)]})
+    assert past["reason"] == "not comparable: one had learnt as much by its first point"
 
 
 def test_a_ratio_needs_two_positive_kls():

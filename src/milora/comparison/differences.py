@@ -13,9 +13,12 @@ from milora.comparison.statistics import paired_difference
 def against(
     arm: ArmResult, arms: Sequence[ArmResult], bases: Mapping[str, BaseResult], grid: Grid
 ) -> dict[str, dict[str, Any]]:
-    """Other -> metric -> difference with its interval over seeds, and under ``rows`` the same over test rows."""
+    """Other -> metric -> difference with its interval over seeds, and under ``rows`` the same over test rows.
+
+    The others are those of the grid, and the base model.
+    """
     found = {}
-    for name in grid.others():
+    for name in dict.fromkeys([*grid.others(), "base"]):
         other = bases[arm.variant] if name == "base" else counterpart(arm, arms, name)
         if other is not None and other is not arm:
             found[name] = _differences(arm, other, grid)
@@ -23,11 +26,11 @@ def against(
 
 
 def counterpart(arm: ArmResult, arms: Sequence[ArmResult], label: str) -> ArmResult | None:
-    """The arm of a label with which another is compared: of its variant, at its own chosen rate, of the same rank
-    where there is one."""
+    """The arm of a label with which another is compared: of its variant, at its own chosen rate, of the same rank or
+    the only one; None where there are several and none is of its rank."""
     own = [a for a in arms if a.label == label and a.variant == arm.variant and a.chosen]
-    same = [a for a in own if a.r == arm.r or arm.r is None]
-    return (same or (own if len(own) == 1 else [None]))[0]
+    same = own if len(own) == 1 else [a for a in own if a.r == arm.r]
+    return same[0] if len(same) == 1 else None
 
 
 def _differences(arm: ArmResult, other: ArmResult | BaseResult, grid: Grid) -> dict[str, Any]:

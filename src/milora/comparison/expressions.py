@@ -47,7 +47,7 @@ def names_in(expression: str) -> set[str]:
     """The arms that an expression names.
 
     Raises:
-        MiloraError: what is not allowed in an expression.
+        MiloraError: what is not allowed in an expression, or a divisor that is zero whatever is measured.
     """
     named: list[str] = []
 
@@ -55,7 +55,10 @@ def names_in(expression: str) -> set[str]:
         named.append(arm)
         return math.sqrt(len(named))  # no two alike, so that no divisor is zero
 
-    _value(_parsed(expression), note)
+    try:
+        _value(_parsed(expression), note)
+    except ZeroDivisionError as error:
+        raise MiloraError(f"got {expression!r}, which divides by zero") from error
     return set(named)
 
 

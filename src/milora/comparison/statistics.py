@@ -113,11 +113,11 @@ def kl_at(path: Sequence[Point], loss: float) -> float | None:
         loss: the loss asked for.
 
     Returns:
-        None if the loss lies outside what the path was measured at.
+        None if the loss lies outside what the path was measured at, or was passed before its first point.
     """
     for point in path[:1]:
-        if point.loss == loss:
-            return point.kl
+        if point.loss <= loss:
+            return point.kl if point.loss == loss else None
     for before, after in pairwise(path):
         if min(before.loss, after.loss) <= loss <= max(before.loss, after.loss):
             if before.loss == after.loss:
@@ -155,6 +155,7 @@ def matched(
         interval.
     """
     by_seed: dict[str, dict[str, float]] = {}
+    reason = "not comparable: ranges do not overlap" if set(a) & set(b) else "not comparable: no common seed"
     for run in sorted(set(a) & set(b)):
         common = overlap(a[run], b[run])
         if common is None:
@@ -162,8 +163,9 @@ def matched(
         kls = kl_at(a[run], common[0]), kl_at(b[run], common[0])
         if kls[0] is not None and kls[1] is not None:
             by_seed[str(run)] = {"validation_loss": common[0], "kl_a": kls[0], "kl_b": kls[1]}
+        else:
+            reason = "not comparable: one had learnt as much by its first point"
     if not by_seed:
-        reason = "not comparable: ranges do not overlap" if set(a) & set(b) else "not comparable: no common seed"
         return {"comparable": False, "reason": reason, "seeds": 0, "ratio": None, "interval": None, "by_seed": {}}
     rows = list(by_seed.values())
     means = {name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[0]}
