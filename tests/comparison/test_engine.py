@@ -262,9 +262,11 @@ def test_full_fine_tuning_has_a_base_of_its_own(small):
 @pytest.mark.slow
 def test_runs_of_another_grid_are_not_mixed_in(grid, small):
     compare(grid)
+    before = (Path(grid.output_dir) / "comparison.yaml").read_text()
     small["base"]["per_device_train_batch_size"] = 2
     with pytest.raises(MiloraError, match=r"holds runs of another grid, --overwrite replaces them: .*per_device"):
         compare(check_grid(small))
+    assert (Path(grid.output_dir) / "comparison.yaml").read_text() == before
     found = compare(check_grid(small), overwrite=True)
     assert [arm["failed"] for arm in found["arms"]] == [[], []]
 

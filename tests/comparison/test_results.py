@@ -7,8 +7,10 @@ import pytest
 
 from milora.comparison.beside import beside
 from milora.comparison.checks import failed_gates
+from milora.comparison.differences import counterpart
 from milora.comparison.folder import ComparisonFolder
 from milora.comparison.gather import ArmResult, BaseResult
+from milora.comparison.grid import settings_of
 from milora.comparison.load import check_grid
 from milora.comparison.plan import measured_jobs, selection_jobs
 from milora.comparison.results import results
@@ -42,7 +44,9 @@ def measured(folder: Path, losses: tuple[float, ...], kls: tuple[float, ...], **
         for i, (loss, kl) in enumerate(zip(losses, kls, strict=True))
     ]
     rows = [{"loss": (losses[-1] + d) * 10, "tokens": 10} for d in (-0.1, 0.0, 0.1)]
-    (folder / "measured.json").write_text(json.dumps({"settings": {}, "steps": steps, "validation_rows": rows} | more))
+    settings = settings_of(check_grid(GRID).measure, whole=True)
+    record = {"settings": settings, "steps": steps, "validation_rows": rows}
+    (folder / "measured.json").write_text(json.dumps(record | more))
 
 
 def failed(folder: Path, error: str):
@@ -131,6 +135,32 @@ def test_a_mean_over_other_seeds_is_no_value_of_a_check(folder):
     assert milora["against"]["lora"]["kl"]["n"] == 1 and milora["against"]["lora"]["kl"]["interval"] is None
     check = found["checks"][0]
     assert check["value"] is None and check["by_seed"] == {"0": pytest.approx(4 / 3), "1": None}
+
+
+def test_a_run_that_was_not_measured_as_the_grid_asks_is_in_no_mean(folder):
+    file = folder.runs / "milora-r8-lr0.0003-s1" / "measured.json"
+    found = json.loads(file.read_text())
+    file.write_text(json.dumps(found | {"settings": found["settings"] | {"forgetting": None}}))
+    milora = record(folder)["arms"][1]
+    assert (milora["seeds"], milora["failed"]) == ([0], [1])
+    assert milora["errors"] == {"1": "the run was not measured as the grid asks"}
+
+
+def test_an_arm_without_a_rank_has_no_counterpart_among_several():
+    def arm(label, r):
+        return ArmResult(f"{label}-{r}", label, "base", label, r, 1e-3, True)
+
+    full, small, large = arm("full", None), arm("lora", 8), arm("lora", 64)
+    assert counterpart(full, [full, small, large], "lora") is None
+    assert counterpart(full, [full, small], "lora") is small
+    assert counterpart(arm("milora", 64), [small, large], "lora") is large
+    assert counterpart(arm("milora", 16), [small, large], "lora") is None
+
+
+def test_a_gain_needs_no_difference_from_the_base_in_the_tables(folder):
+    lora, milora = record(folder, GRID | {"against": ["lora"]})["arms"]
+    assert milora["against"].keys() == {"lora"} and lora["against"] == {}
+    assert milora["beside"]["lora"]["gain_ratio"] == {"validation_loss": pytest.approx(1.05 / 0.9)}
 
 
 def test_the_rate_of_least_loss_is_chosen_and_failures_count(tmp_path):

@@ -29,6 +29,8 @@ from milora.models.checkpoint import is_local
 from milora.runs import RunFolder
 from milora.runs.folder import read_json, write_json
 
+# What decides the rows that are read, besides the seed where they are drawn.
+DATA = ("dataset", "dataset_format", "dataset_split", "dataset_limit", "prompt_template", "empty_rows", "image_folder")
 HEADROOM = 2.0  # a process needs about this many times the base model's weights: they, what trains, and a batch
 
 
@@ -52,12 +54,15 @@ def compare(
     console, folder = console or Console(quiet=True), ComparisonFolder(grid.output_dir)
     planned(grid)  # every recipe and choice is checked before anything is written
     folder.create(grid, overwrite=overwrite)
+    asked = grid
     grid = grid.model_copy(update={"measure": grid.measure.model_copy(update={"onto": _resolved(grid.measure.onto)})})
     models = prepare_models(grid, folder, console)
     choosing = selection_jobs(grid, folder.path, models)
     everything = [*choosing, *measured_jobs(grid, folder.path, models, {}, all_rates=True)]
     _check_runs(everything, folder)
     _check_onto(everything, grid.measure.onto)
+    check_inputs(everything, folder)
+    folder.write_grid(asked)
     bench = Bench(grid, {v.label: folder.base(v.label, len(grid.forms()) == 1) for v in grid.forms()})
     if choosing:
         console.print(f"choosing learning rates: {len(choosing)} runs", highlight=False)
@@ -68,6 +73,7 @@ def compare(
     console.print(f"comparing: {len(jobs)} runs", highlight=False)
     _do(jobs, folder, bench, console)
     Worker(folder, bench, console).measure_bases(measured_jobs(grid, folder.path, models, {}, all_rates=True))
+    check_inputs([*choosing, *jobs], folder)
     # An arm whose rates all failed has no run at a chosen one; its choosing runs say why.
     lost = [job for job in choosing if chosen[job.cell.key] is None]
     record = results(grid, folder, [*jobs, *lost], chosen)
@@ -107,9 +113,17 @@ def _check_onto(jobs: Sequence[Job], onto: str | None) -> None:
 def _rescaled(source: str, target: Path, scale: float, console: Console) -> str:
     from milora.models.rescale import rescale
 
+    note, asked = target.with_name(f"{target.name}.json"), {"model_name_or_path": source, "scale": scale}
     if not target.is_dir():
         console.print(f"rescaling {source} by {scale:g}", highlight=False)
+        write_json(note, asked)
         rescale(source, target, scale=scale)
+    made = read_json(note) or asked  # an older folder does not say
+    if made != asked:
+        raise MiloraError(
+            f"output_dir: {target} is {made['model_name_or_path']} rescaled by {made['scale']:g}, got {source} by"
+            f" {scale:g}; --overwrite replaces the comparison"
+        )
     return str(target)
 
 
@@ -127,6 +141,24 @@ def _check_runs(jobs: Sequence[Job], folder: ComparisonFolder) -> None:
         raise MiloraError(
             f"output_dir: {folder.path} holds runs of another grid, --overwrite replaces them: " + "; ".join(problems)
         )
+
+
+def check_inputs(jobs: Sequence[Job], folder: ComparisonFolder) -> None:
+    """Runs of one data set and base must have read the same rows and weights, though the files keep their names."""
+    first: dict[tuple[str, ...], tuple[str, str]] = {}
+    for job in jobs:
+        found = RunFolder(job.recipe.output_dir).provenance()
+        keys = job.recipe.model_dump(mode="json")
+        drawn = str(job.seed) if job.recipe.dataset_limit else ""
+        rows = ("data_hash", *(str(keys[key]) for key in DATA), drawn)
+        for key in (rows, ("base_fingerprint", str(job.recipe.model_name_or_path))):
+            value = found.get(key[0])
+            was, whose = first.setdefault(key, (value, job.place)) if value else (value, "")
+            if was != value:
+                raise MiloraError(
+                    f"output_dir: {folder.path}: {key[1]} has changed between {whose} and {job.place}"
+                    f" ({key[0]} {was} and {value}); --overwrite does all runs again"
+                )
 
 
 def _do(jobs: Sequence[Job], folder: ComparisonFolder, bench: Bench, console: Console) -> None:

@@ -6,7 +6,7 @@
     selection/NAME/      the shorter runs from which learning rates were chosen
     selection.json       their validation losses, and which rate was chosen
     base/                measurements of the base model
-    models/VARIANT/      a rescaled base model
+    models/VARIANT/      a rescaled base model; VARIANT.json beside it says of which model and by what
     comparison.json      everything that was found
     report.html, .md, .json, .csv   what ``milora report`` writes of it
     locks/               one for each run: who holds it is at it
@@ -69,7 +69,7 @@ class ComparisonFolder:
         return check_grid(strict_yaml.parse(self.grid_file.read_text(encoding="utf-8"), str(self.grid_file)))
 
     def create(self, grid: Grid, *, overwrite: bool = False) -> None:
-        """Make the folder and write the grid into it; a comparison that lies there goes on, or is deleted first.
+        """Make the folder; a comparison that lies there keeps its grid until `write_grid`, or is deleted first.
 
         Raises:
             MiloraError: the folder holds other files and no comparison.
@@ -80,6 +80,11 @@ class ComparisonFolder:
             self._delete()
         self.path.mkdir(parents=True, exist_ok=True)
         self.locks.mkdir(exist_ok=True)
+        if not self.holds_comparison:
+            self.write_grid(grid)
+
+    def write_grid(self, grid: Grid) -> None:
+        """Write the resolved grid, whose runs are those that lie here or will."""
         write_text(self.grid_file, MARK + dump(grid))
 
     def _delete(self) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from milora.comparison.folder import FAILED, MEASURED
+from milora.comparison.grid import Measure, settings_of
 from milora.comparison.plan import Job, rate_name
 from milora.comparison.selection import resolved_rate
 from milora.runs import RunFolder
@@ -69,8 +70,11 @@ class BaseResult:
     by_row: ByRow = field(default_factory=dict)
 
 
-def gather(jobs: Sequence[Job], chosen: Mapping[str, str | None]) -> list[ArmResult]:
-    """The results of all runs, one entry for each arm, rank, variant and rate, in the order of the jobs."""
+def gather(jobs: Sequence[Job], chosen: Mapping[str, str | None], measure: Measure) -> list[ArmResult]:
+    """The results of all runs, one entry for each arm, rank, variant and rate, in the order of the jobs.
+
+    A run that was not measured as `measure` asks counts as failed: its process may have been killed on the way.
+    """
     found: dict[tuple[str, str], ArmResult] = {}
     for job in jobs:
         key = job.cell.key, rate_name(job.learning_rate)
@@ -80,7 +84,7 @@ def gather(jobs: Sequence[Job], chosen: Mapping[str, str | None]) -> list[ArmRes
                 job.cell.key, job.cell.arm.label, job.cell.variant.label, job.cell.arm.method, job.cell.r,
                 None, is_chosen,
             )  # fmt: skip
-        _add(found[key], job)
+        _add(found[key], job, settings_of(measure, whole=job.measured))
     return list(found.values())
 
 
@@ -104,15 +108,17 @@ def gather_base(folder: Path, arms: Sequence[ArmResult], variant: str) -> BaseRe
     return base
 
 
-def _add(arm: ArmResult, job: Job) -> None:
+def _add(arm: ArmResult, job: Job, settings: Mapping[str, Any]) -> None:
     run = RunFolder(job.recipe.output_dir)
     arm.names[str(job.seed)] = job.place
     arm.learning_rate = arm.learning_rate or resolved_rate(job)
     failure = read_json(run.path / FAILED)
     record = read_json(run.path / MEASURED)
-    if failure or not record:
+    other = bool(record) and record["settings"] != settings
+    if failure or not record or other:
         arm.failed.append(job.seed)
-        arm.errors[str(job.seed)] = failure.get("error", "the run was not finished")
+        why = "the run was not measured as the grid asks" if other else "the run was not finished"
+        arm.errors[str(job.seed)] = failure.get("error", why)
         return
     arm.seeds.append(job.seed)
     arm.trainable_parameters = run.provenance().get("trainable_parameters", arm.trainable_parameters)

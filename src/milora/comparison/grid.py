@@ -129,3 +129,9 @@ class Grid(_Part):
     def others(self) -> list[str]:
         """What all arms are compared with: `against`, else the arm `lora` where there is one, and the base model."""
         return self.against or [*(["lora"] if "lora" in {arm.label for arm in self.arms} else []), "base"]
+
+
+def settings_of(measure: Measure, *, whole: bool) -> dict[str, Any]:
+    """What decides the measurements of a run, as measured.json names it."""
+    settings = measure.model_dump(mode="json", exclude={"onto"} if measure.onto is None else None)
+    return settings if whole else {name: settings[name] for name in ("validation", "onto") if name in settings}

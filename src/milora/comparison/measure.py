@@ -27,7 +27,7 @@ from milora.analysis import analyse, forgetting
 from milora.comparison.bench import Bench
 from milora.comparison.first_steps import first_steps
 from milora.comparison.folder import MEASURED
-from milora.comparison.grid import Measure
+from milora.comparison.grid import Measure, settings_of
 from milora.comparison.plan import Job
 from milora.comparison.samples import FILE as SAMPLES
 from milora.comparison.samples import write_samples
@@ -35,7 +35,7 @@ from milora.comparison.tuned import shown_name, tuned_at
 from milora.comparison.validation import mean_loss, row_losses
 from milora.errors import MiloraError
 from milora.evaluation import evaluate, evaluate_base_and_tuned, write_results
-from milora.runs import RunFolder, refresh_card
+from milora.runs import RunFolder, kept_step, read_metrics, refresh_card
 from milora.runs.changed import changes_of
 from milora.runs.folder import read_json, write_json
 from milora.training.masking import IMAGE
@@ -62,12 +62,6 @@ def has_loss(run: RunFolder, settings: dict[str, Any]) -> bool:
     return bool(before) and all(before.get(name) == settings.get(name) for name in ("validation", "onto"))
 
 
-def settings_of(measure: Measure, *, whole: bool) -> dict[str, Any]:
-    """What decides the measurements of a run, as measured.json names it."""
-    settings = measure.model_dump(mode="json", exclude={"onto"} if measure.onto is None else None)
-    return settings if whole else {name: settings[name] for name in ("validation", "onto") if name in settings}
-
-
 def measure_run(job: Job, bench: Bench, base: SharedBase) -> None:
     """Measure a finished run, at every step that is asked for and at the end; what was measured so already is kept.
 
@@ -86,7 +80,8 @@ def measure_run(job: Job, bench: Bench, base: SharedBase) -> None:
         if row is None or at_the_end:
             with tuned_at(run, None if step == last else step, job.recipe, base, onto) as (model, base_model):
                 if row is None:
-                    row, losses = _at_step(model, base_model, job, bench)
+                    row, found = _at_step(model, base_model, job, bench)
+                    losses = found if step == last else losses
                 if at_the_end:
                     _ask(model, base_model, job, bench, run, before)
                 if at_the_end and onto is None:
@@ -203,9 +198,9 @@ def _base_results(folder: Path) -> dict[str, Any]:
 
 
 def _last_step(run: RunFolder) -> int:
-    from milora.runs import read_metrics
-
-    steps = [int(record["step"]) for record in read_metrics(run.metrics_file) if "step" in record]
-    if not steps:
+    """The step whose weights the run ended with."""
+    recipe = run.recipe()
+    step = kept_step(read_metrics(run.metrics_file), recipe.load_best_model_at_end, recipe.save_steps)
+    if step is None:
         raise MiloraError(f"{run.path}: metrics.jsonl names no step")
-    return max(steps)
+    return step

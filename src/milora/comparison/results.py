@@ -33,7 +33,7 @@ def results(
     Returns:
         The record of comparison.json. What was not measured is absent, or null.
     """
-    arms = gather(jobs, chosen)
+    arms = gather(jobs, chosen, grid.measure)
     bases = {v.label: gather_base(folder.base(v.label, len(grid.forms()) == 1), arms, v.label) for v in grid.forms()}
     differences = {id(arm): against(arm, arms, bases, grid) for arm in arms}
     return {
@@ -72,7 +72,7 @@ def _arm(
         "trainable_parameters": arm.trainable_parameters,
         "runs": arm.names,
         "metrics": _metrics(arm.by_seed),
-        "against": differences[id(arm)],
+        "against": {name: found for name, found in differences[id(arm)].items() if name in grid.others()},
         "beside": beside(arm, arms, bases, differences, grid.others()),
         "predicted": predicted_ratios(arm, arms),
         "measured": measured_ratios(arm, arms),

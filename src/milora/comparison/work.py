@@ -20,7 +20,8 @@ from rich.console import Console
 
 from milora.comparison.bench import Bench
 from milora.comparison.folder import FAILED, ComparisonFolder
-from milora.comparison.measure import has_loss, is_measured, measure_base, measure_run, settings_of
+from milora.comparison.grid import settings_of
+from milora.comparison.measure import has_loss, is_measured, measure_base, measure_run
 from milora.comparison.plan import Job
 from milora.recipes.schema import Recipe
 from milora.runs import RunFolder
@@ -62,7 +63,9 @@ class Worker:
     def _take(self, job: Job, timeout: float) -> None:
         with FileLock(self.folder.locks / f"{Path(job.place).parent}-{job.name}.lock", timeout=timeout):
             run, settings = RunFolder(job.recipe.output_dir), settings_of(self.bench.grid.measure, whole=job.measured)
-            if not (is_measured(run, settings) or (not job.measured and is_finished(run) and has_loss(run, settings))):
+            if is_measured(run, settings) or (not job.measured and is_finished(run) and has_loss(run, settings)):
+                _forget_failure(run)  # of other settings, where an earlier call has failed to measure them
+            else:
                 self._do(job, run)
 
     def _do(self, job: Job, run: RunFolder) -> None:

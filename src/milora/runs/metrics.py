@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,31 @@ def keep_metrics_up_to(path: str | os.PathLike[str], step: int) -> None:
     """Drop the records after optimiser step ``step``, so that a resumed run writes each step once."""
     kept = [record for record in read_metrics(path) if record.get("step", 0) <= step]
     write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def kept_step(records: Sequence[Mapping[str, Any]], best: bool = False, save_steps: float | None = None) -> int | None:
+    """The step whose weights a run ended with; None where no step is named.
+
+    Args:
+        records: of a metrics.jsonl.
+        best: the run ended with its checkpoint of least validation loss, and not with its last step.
+        save_steps: a checkpoint was written every so many steps and at the last one; None for at every evaluation.
+    """
+    steps = [int(record["step"]) for record in records if "step" in record]
+    if not steps or not best:
+        return max(steps, default=None)
+    kept, least, at = max(steps), math.inf, None
+    saved: set[int] = set()
+    for record in records:
+        if record.get("eval_loss") is None:
+            continue
+        step = int(record["step"])
+        if record["eval_loss"] < least:
+            least, at = record["eval_loss"], step
+        if not save_steps or step == max(steps) or step % save_steps == 0:
+            saved.add(step)
+            kept = at if at in saved else kept
+    return kept
 
 
 def finite(record: Mapping[str, Any]) -> dict[str, Any]:
