@@ -1,6 +1,9 @@
 """Which tokens are trained: against TRL's own preparation, and by reading the labels back as text."""
 
+from pathlib import Path
+
 import pytest
+import trl
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -75,6 +78,70 @@ def test_every_assistant_turn_is_trained_and_nothing_else(tokenizer):
     assert dataset[0]["labels"] == dataset[0]["input_ids"]
 
 
+def conversation(*turns: str) -> list[dict[str, str]]:
+    """Turns of user and assistant by turns, the first one the user's."""
+    return [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
+
+
+def spans(messages, tokenizer) -> list[str]:
+    """The labelled stretches as text."""
+    (row,), _ = tokenise(Dataset.from_list([{"messages": messages}]), tokenizer, loss_on="completion", max_length=None)
+    found, last = [], IGNORED
+    for token in row["labels"]:
+        if token != IGNORED:
+            found += [] if last != IGNORED and found else [""]
+            found[-1] += tokenizer.decode([token])
+        last = token
+    return found
+
+
+@pytest.fixture
+def in_template(tokenizer):
+    """A tokenizer with another chat template, out of TRL's collection or given."""
+
+    def with_template(template: str):
+        other = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+        file = Path(trl.__file__).parent / "chat_templates" / f"{template}.jinja"
+        other.chat_template = file.read_text() if file.is_file() else template
+        return other
+
+    return with_template
+
+
+def test_a_turn_that_is_written_otherwise_when_it_is_the_last_is_trained_too(in_template):
+    asked = conversation("2 + 2?", "Four.", "3 + 3?", "<think>hm</think>Six", "4 + 4?", "Eight.")
+    shown = spans(asked, in_template("qwen3"))
+    assert shown == ["Four.<|im_end|>\n", "Six<|im_end|>\n", "<think>\n\n</think>\n\nEight.<|im_end|>\n"]
+    shown = spans(asked, in_template("glm4moe"))
+    assert [span.rpartition(">")[2].strip() for span in shown] == ["Four.", "Six", "Eight."]
+
+
+def test_what_comes_before_a_first_answer_is_not_trained(tokenizer):
+    messages = [{"role": "assistant", "content": "Welcome"}, *conversation("hi", "hello")]
+    assert spans(messages, tokenizer) == ["Welcome<|im_end|>\n", "hello<|im_end|>\n"]
+    assert spans([{"role": "system", "content": "Be kind."}, *messages], tokenizer) == spans(messages, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("gemma3", "Conversation roles must alternate"),
+        ("idefics3", "it shows nothing of what the assistant says"),
+        (
+            "{% for m in messages %}{% if loop.last or m.role == 'user' %}{{ m.content }}|{% endif %}{% endfor %}",
+            "it shows nothing of turn 2, which is the assistant's",
+        ),
+    ],
+)
+def test_a_conversation_that_the_template_refuses_or_hides_is_named(in_template, template, said):
+    fits = conversation("hi", "hello")
+    odd = [*conversation("a", "first", "b", "second"), {"role": "assistant", "content": "third"}]
+    rows = Dataset.from_list([{"messages": m} for m in ([odd] if "shows" in said else [fits, fits, odd])])
+    number = 1 if "shows" in said else 3
+    with pytest.raises(MiloraError, match=f"dataset: row {number} of the rows drawn: the tokenizer's chat.*{said}"):
+        tokenise(rows, in_template(template), loss_on="completion", max_length=None)
+
+
 def test_text_is_trained_whole_and_closed(tokenizer):
     dataset, _ = tokenise(Dataset.from_list([{"text": "a story"}]), tokenizer, loss_on="completion", max_length=None)
     assert labelled_text(dataset[0], tokenizer) == "a story<|im_end|>"
@@ -103,11 +170,21 @@ def long_rows() -> Dataset:
     return Dataset.from_list([fits, cut, fits, masked, masked])
 
 
+def test_rows_cut_to_nothing_are_left_out_and_said(tokenizer):
+    dataset, lengths = tokenise(long_rows(), tokenizer, loss_on="completion", max_length=30)
+    assert [len(row["input_ids"]) for row in dataset] == [11, 30, 11]
+    assert (lengths.rows, lengths.kept, lengths.overlong, lengths.dropped) == (5, 3, 3, 2)
+    cut, empty = lengths.remarks("truncate", None)
+    assert cut.startswith("3 of 5 rows are longer than 30 tokens")
+    assert empty == "2 of 5 rows have no token to train on within 30 and were dropped"
+
+
 def test_rows_left_without_a_label_are_refused_by_number(tokenizer):
-    with pytest.raises(
-        MiloraError, match=r"2 of 5 rows have no token to train on within 30 tokens, first row 4 of the rows drawn"
-    ):
-        tokenise(long_rows(), tokenizer, loss_on="completion", max_length=30)
+    plain = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    plain.eos_token = None
+    one = Dataset.from_list([{"text": "abc"}, {"text": "a"}])  # a first token has nothing to be predicted from
+    with pytest.raises(MiloraError, match="1 of 2 rows have no token to train on within their tokens, first row 2"):
+        tokenise(one, plain, loss_on="all", max_length=None)
     with pytest.raises(MiloraError, match=r"all rows have no token to train on .* first row 1"):
         tokenise(long_rows(), tokenizer, loss_on="completion", max_length=5)
 

@@ -43,8 +43,10 @@ class Lengths:
             )
         if self.short:
             said.append(f"{self.short} of {self.rows} rows are shorter than the least length and were dropped")
-        if self.dropped > self.overlong + self.short:
-            said.append(f"{self.dropped - self.overlong - self.short} rows without any token to train on were dropped")
+        empty = self.dropped - self.short - (self.overlong if overlong == "drop" else 0)
+        if empty > 0:
+            where = "" if overlong == "drop" else f" within {self.limit}"
+            said.append(f"{empty} of {self.rows} rows have no token to train on{where} and were dropped")
         if self.merged:
             said.append(f"in {self.merged} of {self.rows} rows a token spans the end of the prompt; it is trained")
         return said

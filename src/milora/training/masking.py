@@ -10,11 +10,12 @@ cuts rows that are too long without saying so:
 - the end-of-sequence token closes a completion or a text, unless it is there already. A chat template closes
   its own turns, so messages get nothing added.
 - in rounds of prompts and completions every completion is an answer, closed like one that is alone.
-- in messages every assistant turn is an answer: its span is found by rendering the conversation up to the turn
-  with the generation prompt, and up to the turn's end. That needs no marks in the chat template.
+- in messages every assistant turn is an answer (`milora.training.conversations`).
+- of rows that are cut, those that are left without a token to train on are left out, as TRL does, and counted.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
 from typing import Any
 
 from datasets import Dataset, Features, Value
@@ -22,6 +23,7 @@ from datasets import List as ListOf
 
 from milora.errors import MiloraError
 from milora.models.pictures import Pictures
+from milora.training.conversations import common_prefix, encode_conversations
 from milora.training.lengths import Lengths
 
 IGNORED = -100  # the label that torch's cross-entropy leaves out
@@ -58,16 +60,17 @@ def tokenise(
             labelled either way.
         max_length: longest row in tokens; the model's ``context`` bounds it further.
         min_length: shorter rows are left out.
-        overlong: ``truncate`` cuts the end of longer rows, ``drop`` leaves them out, ``error`` refuses them.
+        overlong: ``truncate`` cuts the end of longer rows, and leaves out those of which nothing to train on is left;
+            ``drop`` leaves longer rows out, ``error`` refuses them.
         context: the model's ``max_position_embeddings``, if it has one.
         name: how errors call the data set.
         pictures: how the model takes pictures; None where it takes none. A row's picture is one token in what is
             returned, and is counted and cut as the many that the model sees.
 
     Raises:
-        MiloraError: no rows; a row is longer than allowed under ``error``; rows without a token to train on
-            (unless ``drop``); no row is left. Rows are numbered from 1 among the rows drawn, without the empty ones
-            that were dropped.
+        MiloraError: no rows; a row is longer than allowed under ``error``; a row without a token to train on that
+            was not cut (unless ``drop``); no row is left. Rows are numbered from 1 among the rows drawn, without the
+            empty ones that were dropped.
     """
     if len(examples) == 0:
         raise MiloraError(f"{name}: got no rows, allowed at least 1")
@@ -123,14 +126,16 @@ def _kept_rows(counts: Sequence[int], too_long: set[int], overlong: str, name: s
         kept = [i for i, count in enumerate(counts) if count and i not in too_long]
     else:
         masked = [i for i, count in enumerate(counts) if not count]
-        if masked:
+        whole = [i for i in masked if i not in too_long]
+        if whole or len(masked) == len(counts):
+            masked = whole or masked
             which = "all" if len(masked) == len(counts) else f"{len(masked)} of {len(counts)}"
             raise MiloraError(
                 f"{name}: {which} rows have no token to train on within {limit or 'their'} tokens, first row "
                 f"{masked[0] + 1} of the rows drawn; got loss on none of its tokens, allowed a larger max_length or "
                 "overlong: drop"
             )
-        kept = list(range(len(counts)))
+        kept = [i for i, count in enumerate(counts) if count]
     if not kept:
         raise MiloraError(f"{name}: got 0 rows after dropping {len(counts)} overlong or empty ones, allowed at least 1")
     return kept
@@ -162,7 +167,9 @@ def _encoder(
             raise MiloraError(
                 f"{name}: got messages and a tokenizer without a chat template, allowed prompt/completion or text"
             )
-        return lambda batch: (_encode_messages(row, tokenizer, everything) for row in batch["messages"])
+        settings: dict[str, Any] = {"name": name, "everything": everything, "ignored": IGNORED}
+        numbers = count(1)
+        return lambda batch: encode_conversations(batch["messages"], tokenizer, numbers, **settings)
     if "prompt" in columns and "completion" in columns:
         return lambda batch: _encode_pairs(batch["prompt"], batch["completion"], tokenizer, everything)
     if "prompts" in columns and "completions" in columns:
@@ -194,7 +201,7 @@ def _collect(rows: Iterable[Row], limit: int | None, pictures: Pictures | None) 
 def _encode_pairs(prompts: list[str], completions: list[str], tokenizer: Any, everything: bool) -> Iterator[Row]:
     texts = [p + _closed(c, tokenizer) for p, c in zip(prompts, completions, strict=True)]
     for before, ids in zip(_ids(prompts, tokenizer), _ids(texts, tokenizer), strict=True):
-        start = _common_prefix(before, ids)
+        start = common_prefix(before, ids)
         if everything:
             yield ids, ids, False
         else:
@@ -212,8 +219,8 @@ def _encode_rounds(prompts: list[str], completions: list[str], tokenizer: Any, e
         return ids, ids, False
     labels, merged = [IGNORED] * len(ids), False
     for turn, asked in enumerate(before[::2]):
-        start = _common_prefix(asked, ids)
-        stop = _common_prefix([*before, ids][2 * turn + 1], ids)
+        start = common_prefix(asked, ids)
+        stop = common_prefix([*before, ids][2 * turn + 1], ids)
         labels[start:stop] = ids[start:stop]
         merged = merged or start < len(asked)
     return ids, labels, merged
@@ -224,20 +231,6 @@ def _encode_texts(texts: list[str], tokenizer: Any) -> Iterator[Row]:
         yield ids, ids, False
 
 
-def _encode_messages(messages: list[dict], tokenizer: Any, everything: bool) -> Row:
-    ids = _rendered(messages, tokenizer)
-    if everything:
-        return ids, ids, False
-    labels = [IGNORED] * len(ids)
-    for turn, message in enumerate(messages):
-        if message["role"] == "assistant":
-            asked = _rendered(messages[:turn], tokenizer, add_generation_prompt=True) if turn else []
-            start = _common_prefix(asked, ids)
-            stop = _common_prefix(_rendered(messages[: turn + 1], tokenizer), ids)
-            labels[start:stop] = ids[start:stop]
-    return ids, labels, False
-
-
 def _closed(text: str, tokenizer: Any) -> str:
     end = tokenizer.eos_token or ""
     return text if text.endswith(end) else text + end
@@ -246,14 +239,3 @@ def _closed(text: str, tokenizer: Any) -> str:
 def _ids(texts: list[str], tokenizer: Any) -> list[list[int]]:
     # `verbose` would warn about rows longer than the model's context, which are counted here instead.
     return tokenizer(texts, add_special_tokens=True, verbose=False)["input_ids"]
-
-
-def _rendered(messages: list[dict], tokenizer: Any, **options: Any) -> list[int]:
-    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)["input_ids"]
-
-
-def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    for i, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return i
-    return min(len(left), len(right))
