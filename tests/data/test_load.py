@@ -160,6 +160,7 @@ def test_broken_json_names_the_line(tmp_path):
     [
         ("a.jsonl.gz", b"not gzip", "cannot be read"),
         ("a.jsonl.gz", gzip.compress(b"x" * 999, mtime=0)[:-9], "cannot be read"),
+        ("a.jsonl.gz", b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + b"\xff" * 40, "a.jsonl.gz: cannot be read"),  # a bad block
         ("a.jsonl", b"\xff\xfe\x00", "cannot be read"),
         ("a.parquet", b"not parquet", "broken parquet"),
         ("a.csv", b"a,b", "allowed .json, .jsonl"),

@@ -130,6 +130,8 @@ def endpoint(answers) -> Iterator[tuple[str, list]]:
             asked.append({"path": self.path, "key": self.headers.get("Authorization"), **body})
             answer = left.pop(0) if left else 500
             content = json.dumps({"choices": [{"message": {"content": answer}}]}).encode()
+            if isinstance(answer, int):
+                content = b'{"error": "it says why"}'
             self.send_response(answer if isinstance(answer, int) else 200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -194,7 +196,7 @@ def test_endpoint_that_stumbles_is_asked_again(tmp_path):
 
 def test_endpoint_that_refuses_or_stays_away_ends_the_judging(tmp_path):
     with endpoint([401]) as (url, asked):
-        with pytest.raises(MiloraError, match="refuses: 401"):
+        with pytest.raises(MiloraError, match=r"refuses: 401 Unauthorized: .*it says why"):
             judge_outputs(OUTPUTS, REFERENCES, EndpointJudge(url, "m", pause=0.001), tmp_path / "a")
         assert len(asked) == 1
     with endpoint([]) as (url, asked):
@@ -206,6 +208,22 @@ def test_endpoint_that_refuses_or_stays_away_ends_the_judging(tmp_path):
         judge = EndpointJudge(url, "m", timeout=10)
         assert judge_outputs(OUTPUTS, REFERENCES, judge, tmp_path / "b")["n_total"] == 6
         assert len(asked) == 6
+
+
+def test_a_pair_that_the_endpoint_refuses_is_a_null(tmp_path):
+    rank = RANKS.format(1, 2)
+    with endpoint([rank, 400, rank, 422]) as (url, asked):
+        record = judge_outputs(OUTPUTS[:4], REFERENCES, EndpointJudge(url, "m", pause=0.001), tmp_path / "a")
+        assert (record["n_total"], record["n_failed"], len(asked)) == (2, 2, 4)
+    rows = read_rows(tmp_path / "a" / "judgements.jsonl")
+    assert rows[1]["preference"] is None
+    assert (
+        rows[1]["raw_completion"].startswith("no answer: 400 Bad Request: ") and "says why" in rows[1]["raw_completion"]
+    )
+    with endpoint([400] * 9) as (url, asked):
+        with pytest.raises(MiloraError, match="5 pairs in a row failed"):
+            judge_outputs(OUTPUTS, REFERENCES, EndpointJudge(url, "m", pause=0.001), tmp_path / "b")
+        assert len(asked) == 5
 
 
 ANSWERS = [

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from milora.errors import MiloraError
@@ -44,6 +45,7 @@ def test_draws_nulls_and_probabilities(preferences, rate, counts):
 def test_standard_error_is_of_a_mean():
     assert win_rate([2, 1, 1, 1])["standard_error"] == pytest.approx(100 * math.sqrt(0.25 / 4))
     assert win_rate([2])["standard_error"] is None
+    assert win_rate(np.array([2, 1, 1, 1])) == win_rate(np.float32([2, 1, 1, 1])) == win_rate([2, 1, 1, 1])
 
 
 @pytest.mark.parametrize("wrong", [3, 0.5, -1, True, "2"])

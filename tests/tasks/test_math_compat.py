@@ -83,6 +83,11 @@ def test_numbers(completion, number, right):
 def test_the_number_is_cut_at_its_second_comma():
     assert compat_number("The answer is: 1,234,567") == "1234"
     assert compat_same_number("1234", "1234")
+    assert (
+        compat_same_number("18", "$18")
+        and not compat_same_number("1", "3/4")
+        and not compat_same_number("18", "$19,000")
+    )
     assert not compat_same_number("1234", "1234567")
 
 

@@ -30,6 +30,17 @@ def test_file_is_found(tmp_path, name):
     assert dataset.to_list() == [BOOLQ | {"labels": ["true", "false"]}]
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    (tmp_path / "boolq.jsonl").write_text("\ufeff" + json.dumps(BOOLQ))
+    assert rows.commonsense("boolq", data_dir=str(tmp_path))["test"][0]["answer"] == "true"
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "boolq.jsonl.gz").write_bytes(b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + b"\xff" * 40)
+    with pytest.raises(MiloraError, match=r"boolq\.jsonl\.gz: cannot be read: Error -3"):
+        rows.commonsense("boolq", data_dir=str(tmp_path))
+
+
 def test_llm_adapters_own_layout(tmp_path):
     path = tmp_path / "dataset" / "ARC-Easy" / "test.json"
     path.parent.mkdir(parents=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def _read_file(path: Path, suffix: str) -> list[Any]:
     try:
         raw = path.read_bytes()
         content = (gzip.decompress(raw) if suffix.endswith(".gz") else raw).decode("utf-8-sig")
-    except (gzip.BadGzipFile, EOFError, UnicodeDecodeError) as error:
+    except (gzip.BadGzipFile, zlib.error, EOFError, UnicodeDecodeError) as error:
         raise MiloraError(f"data set {path}: cannot be read ({error})") from error
     if suffix.startswith(".txt"):
         return [{"text": paragraph} for paragraph in _paragraphs(content)]

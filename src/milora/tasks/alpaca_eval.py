@@ -16,6 +16,7 @@ another: ``alpaca``, or ``instruction`` for the bare text (with ``apply_chat_tem
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -65,7 +66,7 @@ def _failed(preference: Any) -> bool:
 
 
 def _win(preference: Any) -> float:
-    number = isinstance(preference, int | float) and not isinstance(preference, bool)
+    number = isinstance(preference, Real) and not isinstance(preference, bool)
     if not number or not (preference == 0 or 1 <= preference <= 2):
         raise MiloraError(f"win_rate: got the preference {preference!r}, allowed 0, 1 to 2, or null")
     return 0.5 if preference == 0 else float(preference) - 1

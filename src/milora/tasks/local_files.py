@@ -11,6 +11,7 @@ Rows are one JSON object a line (``.jsonl``, ``.jsonl.gz``) or one list (``.json
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def _content(path: Path) -> str:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return content.decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        return content.decode("utf-8-sig")
+    except (OSError, zlib.error, EOFError, UnicodeDecodeError) as error:
         raise MiloraError(f"{path}: cannot be read: {error}") from error
 
 

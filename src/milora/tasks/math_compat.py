@@ -19,7 +19,7 @@ from fractions import Fraction
 from math import isclose, isinf
 
 from milora.tasks import sympy_worker
-from milora.tasks.extraction import ANSWER_PHRASE
+from milora.tasks.extraction import ANSWER_PHRASE, number_value
 
 _NUMBER = re.compile(r"[-+]?\d*[.,/]?\d+")
 _REMOVED_FIRST = ("\n", r"\!")
@@ -64,7 +64,8 @@ def compat_number(completion: str) -> str:
 
 def compat_same_number(answer: str, gold: str) -> bool:
     """The published verdict on a GSM8K answer of :func:`compat_number`."""
-    return bool(answer) and _close_to_a_hundred(float(answer), float(gold.replace(",", "")))
+    value = number_value(gold)
+    return bool(answer) and value is not None and _close_to_a_hundred(float(answer), float(value))
 
 
 def hendrycks_form(answer: str) -> str:

@@ -2,7 +2,8 @@
 
 The words, temperature 0, at most 100 tokens, and the answer's form, a list of ranks, are that annotator's
 (tatsu-lab/alpaca_eval, Apache-2.0). Which output comes first is drawn from the outputs and a seed, as there, but
-by another hash. An answer in another form, or none after several tries, is a null.
+by another hash. An answer in another form, none after several tries, or a refusal of the pair itself (too long for the
+judge, filtered), is a null.
 """
 
 import ast
@@ -20,6 +21,7 @@ from milora.evaluation.judging import Judgement, Pair
 
 API_KEY = "OPENAI_API_KEY"
 MAX_TOKENS = 100
+OF_THE_PAIR = (400, 413, 422)
 IN_A_ROW = 5  # pairs that fail one after the other before the judging stops
 
 SYSTEM = "You are a helpful assistant, that ranks models by the quality of their answers."
@@ -80,7 +82,7 @@ class EndpointJudge:
         """Ask about one pair.
 
         Raises:
-            MiloraError: the endpoint refuses (key, model, form of the request), or several pairs in a row failed.
+            MiloraError: the endpoint refuses (key, model), or several pairs in a row failed.
         """
         switched = self.switches(pair)
         outputs = (pair.output_2, pair.output_1) if switched else (pair.output_1, pair.output_2)
@@ -112,8 +114,10 @@ class EndpointJudge:
             try:
                 return str(self._post(body)["choices"][0]["message"]["content"] or "")
             except urllib.error.HTTPError as error:
+                if error.code in OF_THE_PAIR:
+                    raise ValueError(_refusal(error)) from error
                 if error.code < 500 and error.code not in (408, 409, 425, 429):
-                    raise MiloraError(f"judge: {self._url} refuses: {error.code} {_line(error.reason)}") from error
+                    raise MiloraError(f"judge: {self._url} refuses: {_refusal(error)}") from error
                 if not left:
                     raise
             except (OSError, http.client.HTTPException):
@@ -150,6 +154,15 @@ def rank_of_first(completion: str) -> int | None:
     except (ValueError, SyntaxError, TypeError, KeyError, StopIteration, MemoryError, RecursionError):
         return None
     return rank if rank in (1, 2) and not isinstance(rank, bool) else None
+
+
+def _refusal(error: urllib.error.HTTPError) -> str:
+    """The status and what the endpoint says of it."""
+    try:
+        said = " ".join(error.read(2000).decode("utf-8", "replace").split())
+    except (OSError, http.client.HTTPException):
+        said = ""
+    return f"{error.code} {_line(error.reason)}" + (f": {said[:200]}" if said else "")
 
 
 def _line(error: object) -> str:
