@@ -55,7 +55,7 @@ test-fast: $(INSTALLED)
 	$(PYTEST)
 
 test-slow: $(INSTALLED)
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow --no-loadscope-reorder
 
 # A warning is an error: a broken link, a page that no one points to, an anchor that is not there. (With --quiet none is.)
 docs: $(INSTALLED)

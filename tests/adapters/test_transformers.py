@@ -14,6 +14,7 @@ from milora.decompositions import Part
 from milora.errors import MiloraError
 from milora.methods import METHODS
 
+GENERATED = ("lora_xs", "mica", "milora", "svft")  # by inductor: a dense and a scattered core, one factor and two
 pytestmark = pytest.mark.parametrize("method", sorted(METHODS))
 
 
@@ -163,14 +164,17 @@ def test_what_transformers_loaded_compiles_before_it_was_ever_used(base, method,
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_a_model_compiles_whole_and_gives_what_eager_gives(base, ids, method, backend):
+    if backend == "inductor" and method not in GENERATED:
+        pytest.skip(f"inductor's code is tried with {', '.join(GENERATED)} alone, whose operations are all there are")
     if backend == "inductor" and shutil.which("g++") is None:
         pytest.skip("inductor needs a C++ compiler, and there is no g++")
     model = adapt(base(), method, lora_dropout=0.0)
     train_steps(model, ids)
     torch._dynamo.reset()
-    explained = torch._dynamo.explain(model)(input_ids=ids, labels=ids)
-    assert (explained.graph_count, explained.graph_break_count) == (1, 0), explained.break_reasons
-    torch._dynamo.reset()
+    if backend == "aot_eager":
+        explained = torch._dynamo.explain(model)(input_ids=ids, labels=ids)
+        assert (explained.graph_count, explained.graph_break_count) == (1, 0), explained.break_reasons
+        torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     assert torch.allclose(logits(compiled, ids), logits(model, ids), atol=1e-5, rtol=0)
     model.train()

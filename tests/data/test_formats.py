@@ -90,6 +90,24 @@ def test_alpaca_input_may_be_missing(tmp_path, missing):
     assert list(load_examples(path)) == [EXAMPLES["alpaca"]]
 
 
+def test_a_system_beside_a_conversation_is_its_first_message(tmp_path):
+    row = ROWS["sharegpt"] | {"system": "Answer in French."}
+    (example,) = load_examples(write(tmp_path / "rows.jsonl", [row]), format="sharegpt")
+    assert example["messages"] == [{"role": "system", "content": "Answer in French."}, *TALK["messages"]]
+    (example,) = load_examples(write(tmp_path / "none.jsonl", [row | {"system": ""}]), format="sharegpt")
+    assert example == TALK
+    twice = row | {"conversations": [{"from": "system", "value": "Be brief."}, *row["conversations"]]}
+    with pytest.raises(MiloraError, match="field 'system': the conversation has a system message of its own"):
+        load_examples(write(tmp_path / "twice.jsonl", [twice]), format="sharegpt")
+
+
+@pytest.mark.parametrize("name", ["messages", "sharegpt"])
+def test_tools_are_not_lost_in_silence(tmp_path, name):
+    path = write(tmp_path / "rows.jsonl", [ROWS[name] | {"tools": [{"name": "weather"}]}])
+    with pytest.raises(MiloraError, match="row 1: field 'tools': got tools, which no prompt would show"):
+        load_examples(path, format=name)
+
+
 def test_template_of_another_format_and_chat(tmp_path):
     path = write(tmp_path / "rows.jsonl", [ROWS["commonsense"]])
     (example,) = load_examples(path, template="alpaca")

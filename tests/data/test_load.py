@@ -90,6 +90,10 @@ BAD_TALK = [
     ([{"role": "robot", "content": "a"}], "field 'messages[0].role': got 'robot', allowed system, user, assistant"),
     ([{"role": "user", "content": "a"}], "field 'messages' holds no answer"),
     (
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}],
+        "field 'messages[1].tool_calls': got a call, which would not be trained; allowed words alone",
+    ),
+    (
         [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}],
         "field 'messages[1].content' is empty",
     ),

@@ -21,6 +21,8 @@ ROLES = {role: role for role in ("system", "user", "assistant", "tool")}
 
 def read(row: Row) -> Example:
     """One conversation."""
+    if row.get("tools"):
+        raise RowError("field 'tools': got tools, which no prompt would show; allowed conversations in words alone")
     return {"messages": conversation(row, "messages", "role", "content", ROLES)}
 
 
@@ -51,6 +53,9 @@ def _message(turn: Any, where: str, role: str, content: str, roles: Mapping[str,
     if not isinstance(turn, Mapping):
         got = type(turn).__name__
         raise RowError(f"field '{where}': got {got}, allowed an object with {role!r} and {content!r}")
+    for key in ("tool_calls", "function_call"):
+        if turn.get(key):
+            raise RowError(f"field '{where}.{key}': got a call, which would not be trained; allowed words alone")
     for key in (role, content):
         if not isinstance(turn.get(key), str):
             got = type(turn[key]).__name__ if key in turn else "nothing"
