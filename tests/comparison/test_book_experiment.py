@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -108,7 +109,10 @@ def test_the_tables_and_the_verdict(book, tables, tmp_path, mica, random, claim)
     (lora, *_) = [arm for arm in record["arms"] if arm["label"] == "lora" and arm["chosen"]]
     kl = lora["steps"][-1]["metrics"]["kl"]
     assert (kl["mean"], kl["stderr"]) == (pytest.approx(0.9), pytest.approx(0.3))
-    assert f"minor directions: {claim}" in text
+    assert f"by the rule set beforehand (random vectors have all of it): {claim}" in text
+    kept = None if claim == "no gain" else pytest.approx(math.log(random / 0.2) / math.log(mica / 0.2))
+    assert record["verdict"]["random_keeps_of_the_gain"] == kept
+    assert ("in log KL" in text) == (kept is not None)
     assert "| 0.30 / 0.90 |" in text
 
 
