@@ -67,9 +67,10 @@ def _failed(preference: Any) -> bool:
 
 def _win(preference: Any) -> float:
     number = isinstance(preference, Real) and not isinstance(preference, bool)
-    if not number or not (preference == 0 or 1 <= preference <= 2):
+    value = float(preference) if number else math.nan
+    if not (value == 0 or 1 <= value <= 2):
         raise MiloraError(f"win_rate: got the preference {preference!r}, allowed 0, 1 to 2, or null")
-    return 0.5 if preference == 0 else float(preference) - 1
+    return 0.5 if value == 0 else value - 1
 
 
 TEMPLATES: dict[str, Callable[[str], str]] = {
