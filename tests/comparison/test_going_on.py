@@ -100,6 +100,10 @@ def test_runs_that_read_other_rows_or_weights_are_not_compared(small, job):
             engine.check_inputs(jobs, folder)
     other.write_provenance({"data_hash": "aa", "base_fingerprint": "cc"})
     engine.check_inputs(jobs, folder)
+    # The weights of another dtype or quantisation have another fingerprint of their own.
+    other.write_provenance({"data_hash": "aa", "base_fingerprint": "dd"})
+    small["arms"][1]["keys"] = {"dtype": "bfloat16"}
+    engine.check_inputs(measured_jobs(check_grid(small), Path(grid.output_dir), {}, {}), folder)
     # Rows that are drawn with the seed are others for another seed.
     small["base"]["dataset_limit"] = 50
     drawn = measured_jobs(check_grid(small), Path(grid.output_dir), {}, {})

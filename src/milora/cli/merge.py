@@ -102,7 +102,9 @@ def _onto(
 
 def _report(output: Path, quantization: str | None, high_precision: bool, cost: Any) -> list[str]:
     lines = [f"{output}: written as a whole {'high-precision' if high_precision else quantization} model"]
-    if not high_precision:
+    if not high_precision and not cost.layers:
+        lines.append("what quantising the merged weights again costs is not known for this quantisation")
+    elif not high_precision:
         name, worst = cost.worst
         lines += [
             f"quantising the merged weights again moves them by {cost.total:.2%} of their norm"

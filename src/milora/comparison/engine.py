@@ -28,6 +28,7 @@ from milora.errors import MiloraError
 from milora.models.checkpoint import is_local
 from milora.runs import RunFolder
 from milora.runs.folder import read_json, write_json
+from milora.training.shared_base import SAME
 
 # What decides the rows that are read, besides the seed where they are drawn.
 DATA = ("dataset", "dataset_format", "dataset_split", "dataset_limit", "prompt_template", "empty_rows", "image_folder")
@@ -147,11 +148,11 @@ def check_inputs(jobs: Sequence[Job], folder: ComparisonFolder) -> None:
     """Runs of one data set and base must have read the same rows and weights, though the files keep their names."""
     first: dict[tuple[str, ...], tuple[str, str]] = {}
     for job in jobs:
-        found = RunFolder(job.recipe.output_dir).provenance()
-        keys = job.recipe.model_dump(mode="json")
-        drawn = str(job.seed) if job.recipe.dataset_limit else ""
-        rows = ("data_hash", *(str(keys[key]) for key in DATA), drawn)
-        for key in (rows, ("base_fingerprint", str(job.recipe.model_name_or_path))):
+        found, recipe = RunFolder(job.recipe.output_dir).provenance(), job.recipe
+        drawn = str(job.seed) if recipe.dataset_limit else ""
+        rows = ("data_hash", *(str(getattr(recipe, name)) for name in DATA), drawn)
+        base = ("base_fingerprint", *(str(getattr(recipe, name)) for name in SAME if name != "device"))
+        for key in (rows, base):
             value = found.get(key[0])
             was, whose = first.setdefault(key, (value, job.place)) if value else (value, "")
             if was != value:
