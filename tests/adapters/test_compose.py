@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from adapters.steps import adapt, logits, train_steps
 from milora.adapters import compose, load_adapter, load_mixture
@@ -114,6 +115,19 @@ def test_a_lora_of_pefts_joins_in(base, ids, tmp_path):
     total = wanted([folders[0], tmp_path / "lora"], [1, 1], None)
     assert all(torch.allclose(d.dense(), total[m], atol=1e-6) for m, d in deltas(tmp_path / "both"))
     PeftModel.from_pretrained(base(), tmp_path / "both")
+
+
+def test_an_adapter_without_its_bases_is_added_up_only_on_the_same_ones(base, ids, tmp_path, tiny_llama):
+    unsaved, saved = experts(base, ids, tmp_path, {"method": "mica", "save_bases": False}, {"method": "mica"})
+    same = compose([unsaved, saved], WEIGHTS, tmp_path / "same", model_name_or_path=tiny_llama)
+    check([unsaved, saved], tmp_path / "same", tiny_llama, base, ids)
+    # The same change by other factors, as an adapter has that was brought in from elsewhere.
+    weights = load_file(saved / "adapter_model.safetensors")
+    turned = {n: t.flip(1) if n.endswith("L0") else t.flip(0) if n.endswith("dR") else t for n, t in weights.items()}
+    save_file({n: t.contiguous() for n, t in turned.items()}, saved / "adapter_model.safetensors")
+    other = compose([unsaved, saved], WEIGHTS, tmp_path / "other", model_name_or_path=tiny_llama)
+    assert (same.how, other.how) == ("sum", "concatenation")
+    check([unsaved, saved], tmp_path / "other", tiny_llama, base, ids)
 
 
 def test_what_is_not_linear_or_of_another_base_is_refused(base, ids, tmp_path):

@@ -278,8 +278,14 @@ def test_export_does_not_replace_a_folder_unasked(saved, tmp_path):
     with pytest.raises(MiloraError, match="--overwrite"):
         export_lora(saved[0], None, target)
     assert (target / "mine.txt").read_text() == "keep"
-    export_lora(saved[0], None, target, overwrite=True)
-    assert (target / "adapter_config.json").is_file()
+    with pytest.raises(MiloraError, match="is not only an adapter or a model"):
+        export_lora(saved[0], None, target, overwrite=True)
+    assert (target / "mine.txt").read_text() == "keep"
+    for _ in range(2):
+        export_lora(saved[0], None, tmp_path / "again", overwrite=True)
+    with pytest.raises(MiloraError, match="which is read; --overwrite would delete it"):
+        export_lora(tmp_path / "again", None, tmp_path / "again", overwrite=True)
+    assert (tmp_path / "again" / "adapter_config.json").is_file()
 
 
 def test_a_layer_that_is_not_linear_inside_a_plain_module_is_named():

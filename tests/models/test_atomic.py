@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from milora.errors import MiloraError
-from milora.models.atomic import replacing, write_bytes, write_text
+from milora.models.atomic import check_free, replacing, write_bytes, write_text
 
 
 def names(folder: Path) -> set[str]:
@@ -29,6 +29,40 @@ def test_folders_are_replaced_whole(tmp_path: Path):
             (folder / f"only{content}").write_text(content)
     assert names(tmp_path / "adapter") == {"only2"}
     assert names(tmp_path) == {"adapter"}
+
+
+def made(folder: Path, *files: str) -> Path:
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    return folder
+
+
+def test_what_may_be_replaced(tmp_path: Path):
+    adapter = made(tmp_path / "adapter", "adapter_config.json", "adapter_model.safetensors")
+    model, other = made(tmp_path / "model", "config.json", "model.safetensors"), made(tmp_path / "other", "mine.txt")
+    run = made(tmp_path / "run", "recipe.yaml", "adapter_config.json", "adapter/adapter_config.json")
+    base = made(tmp_path / "both", "config.json", "base/config.json") / "base"
+    (tmp_path / "empty").mkdir()
+    for free in (tmp_path / "new", tmp_path / "empty"):
+        check_free(free, False, adapter)
+    for target in (adapter, model):
+        check_free(target, True, run, "HuggingFaceTB/a-name", None)
+        with pytest.raises(MiloraError, match="exists, allowed a new one, or --overwrite"):
+            check_free(target, False)
+        with pytest.raises(MiloraError, match="which is read; --overwrite would delete it"):
+            check_free(target, True, run, target)
+    with pytest.raises(MiloraError, match=r"both holds .*base, which is read"):
+        check_free(base.parent, True, adapter, base)
+    with pytest.raises(MiloraError, match="is not only an adapter or a model: it holds adapter; allowed another"):
+        check_free(run, True)
+    with pytest.raises(MiloraError, match=r"it has neither adapter_config\.json nor config\.json"):
+        check_free(other, True)
+    with pytest.raises(MiloraError, match="is a file, allowed a folder"):
+        check_free(other / "mine.txt", True)
+    check_free(other / "mine.txt", True, file=True)
+    with pytest.raises(MiloraError, match="is a folder, allowed a file"):
+        check_free(adapter, True, file=True)
 
 
 @pytest.mark.parametrize("old", ["file", "folder", None])

@@ -75,7 +75,12 @@ def load_adapter(
             NaN or Inf, another base.
     """
     if not is_local(adapter):
-        return PeftModel.from_pretrained(model, str(adapter), is_trainable=is_trainable)
+        try:
+            return PeftModel.from_pretrained(model, str(adapter), is_trainable=is_trainable)
+        except (OSError, ValueError) as error:
+            raise MiloraError(
+                f"adapter: got {adapter}, which is no folder here, and on the hub: {str(error).splitlines()[0]}"
+            ) from error
     folder = Path(adapter).expanduser()
     check_adapter(folder)
     try:

@@ -30,6 +30,7 @@ from milora.adapters.export import check_free, lora_config, named_pairs, write_a
 from milora.errors import MiloraError
 from milora.methods import get_method
 
+MADE_OF = ("base_fingerprint", "base_dtype", "base_values")  # what unsaved L0 and R0 are made of
 ALIKE = 1e-5  # relative; frozen factors that were computed twice differ by rounding
 
 
@@ -99,7 +100,7 @@ def composable(
     force: bool = False,
 ) -> list[AdapterFile]:
     """The files of adapters that can be added up, whatever the weights; arguments and errors are those of `compose`."""
-    check_free(Path(output).expanduser(), overwrite)
+    check_free(Path(output).expanduser(), overwrite, *adapters, model_name_or_path)
     if len(adapters) < 2:
         raise MiloraError(f"adapters: got {len(adapters)}, allowed two or more")
     files = [AdapterFile(adapter, base=model_name_or_path) for adapter in adapters]
@@ -139,11 +140,11 @@ def _agree(files: Sequence[AdapterFile]) -> bool:
         return False
     if "L" in get_method(configs[0].method).trains or any(f.modules != files[0].modules for f in files):
         return False
-    unsaved = [not c.keeps_bases for c in configs]
-    if any(unsaved):
+    if not any(c.keeps_bases for c in configs):
         drawn = ("components_seed",) if configs[0].components == "random" else ()
-        made = ("r", "rank_pattern", "components", "svd_rank", *drawn)
-        return all(getattr(c, n) == getattr(configs[0], n) for c in configs for n in made)
+        made = ("r", "rank_pattern", "components", "svd_rank", *MADE_OF, *drawn)
+        if all(getattr(c, n) == getattr(configs[0], n) for c in configs for n in made):
+            return True
     return all(_alike(files[0].parts(m), f.parts(m)) for f in files[1:] for m in files[0].modules)
 
 

@@ -91,7 +91,7 @@ def write_lora(
             refuse it.
     """
     target = Path(output).expanduser()
-    check_free(target, overwrite)
+    check_free(target, overwrite, adapter, model_name_or_path)
     base = None if model_name_or_path is None else str(model_name_or_path)
     file = AdapterFile(adapter, base=base)
     if not isinstance(file.config, SpectralConfig) and rank is None:

@@ -130,7 +130,7 @@ def write_gguf_lora(
     target = Path(output).expanduser()
     if target.is_dir():
         raise MiloraError(f"output: {target} is a folder, allowed a file, e.g. adapter.gguf")
-    check_free(target, overwrite)
+    check_free(target, overwrite, adapter, model_name_or_path, file=True)
     file = AdapterFile(adapter, base=model_name_or_path)
     if file.others:
         limit = Limit("llama.cpp", f"{next(iter(file.other()))} is trained in full; use --to merged")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from peft import PromptLearningConfig
+
 from milora.adapters.attach import load_adapter
 from milora.adapters.export import check_free
 from milora.adapters.merge_shards import MAX_SHARD_SIZE, NotStreamable, merge_shards
@@ -74,8 +76,12 @@ def merge_adapter(
         MiloraError: see `load_model` and `load_adapter`; `output` exists; an adapted weight is tied to another.
     """
     target = Path(output).expanduser()
-    check_free(target, overwrite)
+    check_free(target, overwrite, adapter, model_name_or_path)
     model = load_adapter(load_model(model_name_or_path, dtype=dtype), adapter, force=force)
+    for config in model.peft_config.values():
+        if isinstance(config, PromptLearningConfig):
+            kind = getattr(config.peft_type, "value", config.peft_type)
+            raise MiloraError(f"merge: got {kind}, which changes no weight; allowed adapters that do")
     check_not_tied(model)
     merged = model.merge_and_unload(safe_merge=True)
     with replacing(target) as temporary:

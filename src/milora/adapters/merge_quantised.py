@@ -113,7 +113,7 @@ def merge_quantised(
             `high_precision` with a base that has none.
     """
     target = Path(output).expanduser()
-    check_free(target, overwrite)
+    check_free(target, overwrite, adapter, model_name_or_path)
     stored = stored_quantization(model_name_or_path)
     if stored:
         if high_precision:

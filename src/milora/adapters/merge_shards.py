@@ -85,7 +85,7 @@ def merge_shards(
         MiloraError: see `AdapterFile`; `output` exists; another base; an adapted weight is tied to another; NaN or Inf.
     """
     target = Path(output).expanduser()
-    check_free(target, overwrite)
+    check_free(target, overwrite, adapter, model_name_or_path, onto)
     file = _adapter(adapter, model_name_or_path)
     if onto is not None:
         _check_transfer(file, model_name_or_path, force)

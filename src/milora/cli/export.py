@@ -53,7 +53,7 @@ def export(
     folder, content = adapter_folder(adapter), read_text(text) if text else None
     if (rank is not None and to == "merged") or (readers and to != "lora"):
         raise MiloraError(f"--to {to}: got --rank or --for, allowed --rank with lora and gguf-lora, --for with lora")
-    check_free(output, overwrite)
+    check_free(output.expanduser(), overwrite, folder, model_name_or_path, file=to == "gguf-lora")
     witness, reason = _witness(folder, model_name_or_path, to, check, content is not None, force)
     record: dict[str, Any] = {"to": to}
     if to == "merged":

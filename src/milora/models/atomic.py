@@ -57,10 +57,41 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def check_free(target: Path, overwrite: bool) -> None:
-    """Refuse a place where something stands, unless it may be replaced."""
-    if target.exists() and any(target.iterdir() if target.is_dir() else [target]) and not overwrite:
+def check_free(target: Path, overwrite: bool, *read: object, file: bool = False) -> None:
+    """Refuse a place where something stands, unless it may be replaced.
+
+    Args:
+        target: what is to be written.
+        overwrite: it may replace a file, or a folder that holds an adapter or a model and nothing else.
+        read: what is read on the way (paths, or names of another kind): it must not lie in what would be replaced.
+        file: a file is to be written, else a folder.
+
+    Raises:
+        MiloraError: what stands there, and why it stays.
+    """
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not overwrite:
         raise MiloraError(f"output: {target} exists, allowed a new one, or --overwrite")
+    if target.is_dir() == file:
+        kinds = ("folder", "file") if file else ("file", "folder")
+        raise MiloraError(f"output: {target} is a {kinds[0]}, allowed a {kinds[1]}")
+    place = target.resolve()
+    for source in read:
+        found = Path(str(source)).expanduser().resolve() if source else None
+        if found is not None and found.exists() and place in (found, *found.parents):
+            raise MiloraError(f"output: {target} holds {source}, which is read; --overwrite would delete it")
+    if target.is_dir() and (more := _more_than_weights(target)):
+        raise MiloraError(f"output: {target} is not only an adapter or a model: {more}; allowed another folder")
+
+
+def _more_than_weights(folder: Path) -> str:
+    """What a folder holds besides an adapter or a model, or what it lacks for one; nothing where it is one alone."""
+    names = {path.name: path.is_dir() for path in folder.iterdir()}
+    if not names.keys() & {"adapter_config.json", "config.json"}:
+        return "it has neither adapter_config.json nor config.json"
+    more = [name for name, is_dir in names.items() if is_dir or name == "recipe.yaml"]
+    return f"it holds {min(more)}" if more else ""
 
 
 def _flush(written: Path) -> None:

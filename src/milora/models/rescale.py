@@ -138,7 +138,7 @@ def rescale(
             whose division is not exact, `output` exists or is the model's own folder.
     """
     target = Path(output).expanduser()
-    check_free(target, overwrite)
+    check_free(target, overwrite, model)
     folder, gguf_file = locate(model)
     if gguf_file is not None:
         raise MiloraError(f"rescale: {folder / gguf_file} is a GGUF file, allowed safetensors")
