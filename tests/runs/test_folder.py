@@ -125,6 +125,21 @@ def test_own_adapter_is_the_spectral_one_where_there_are_two(tmp_path: Path):
     assert run.own_adapter() == run.adapter
 
 
+def test_what_a_run_reads_is_not_deleted_with_the_run_that_it_replaces(tmp_path: Path):
+    folder = tmp_path / "run"
+    old = RunFolder(folder).create(recipe(folder))
+    for name in ("model/config.json", "rows.jsonl"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    reading = recipe(folder, method="milora").model_copy(update={"model_name_or_path": str(folder / "model")})
+    with pytest.raises(MiloraError, match=r"--overwrite: model_name_or_path .*model lies in .* and would be deleted"):
+        RunFolder(folder).create(reading, overwrite=True)
+    assert (old.model / "config.json").is_file()
+    rows = recipe(folder).model_copy(update={"dataset": str(folder / "rows.jsonl")})  # not a run's own, and kept
+    RunFolder(folder).create(rows, overwrite=True)
+    assert (folder / "rows.jsonl").is_file() and not old.model.exists()
+
+
 def test_a_run_without_an_adapter_says_why(tmp_path: Path):
     run = RunFolder(tmp_path)
     with pytest.raises(MiloraError, match="has saved no adapter, for it stopped early"):

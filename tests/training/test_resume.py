@@ -240,3 +240,13 @@ def test_the_best_checkpoint_is_what_is_kept(settings, full, tmp_path, method, r
     train(Recipe(**settings), resume=True)
     assert same(load_file(saved), kept)
     assert len(run.checkpoints()) == 12
+    # Moved, it does so too: the checkpoint's own record names the old place.
+    moved = RunFolder(run.path.rename(tmp_path / "moved"))
+    again = moved.path / saved.relative_to(run.path)
+    again.unlink()
+    train(Recipe(**settings | {"output_dir": str(moved.path)}), resume=True)
+    assert same(load_file(again), kept)
+    again.unlink()
+    shutil.rmtree(moved.path / f"checkpoint-{best}")
+    with pytest.raises(MiloraError, match=f"checkpoint-{best}, the best checkpoint, is not there"):
+        train(Recipe(**settings | {"output_dir": str(moved.path)}), resume=True)

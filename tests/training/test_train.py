@@ -1,6 +1,7 @@
 """A run from recipe to run folder, for a spectral method, PEFT's LoRA and full fine-tuning."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -210,6 +211,43 @@ def test_a_model_out_of_a_gguf_file_trains(settings, smollm2):
     assert run.own_adapter().is_dir()
 
 
+@pytest.mark.parametrize("method", ["milora", "full"])
+def test_numbers_that_are_none_after_the_last_logged_step_are_not_saved(settings, full, method):
+    broken = {"learning_rate": 1e30, "max_grad_norm": 0.0, "logging_steps": 10, "max_steps": 6}
+    keys = settings | (full if method == "full" else {"method": method, "lora_dropout": 0.0}) | broken
+    with pytest.raises(MiloraError, match="holds NaN or Inf at the end, nothing was saved"):
+        train(Recipe(**keys))
+    run = RunFolder(settings["output_dir"])
+    assert run.holds_run and not list(run.path.rglob("*.safetensors"))
+
+
+def test_a_run_that_another_process_started_meanwhile_stays(settings, monkeypatch):
+    run = RunFolder(settings["output_dir"])
+    training = sys.modules[train.__module__]
+    build = training._build
+
+    def slowly(*arguments):
+        built = build(*arguments)
+        RunFolder(settings["output_dir"]).create(Recipe(**settings))
+        return built
+
+    monkeypatch.setattr(training, "_build", slowly)
+    with pytest.raises(MiloraError, match="holds a run"):
+        train(Recipe(**settings))
+    assert run.holds_run
+
+
+def test_a_home_folder_is_written_out(settings, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    settings |= {"output_dir": "~/runs/a", "max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    train(Recipe(**settings))
+    assert {"recipe.yaml", "checkpoint-1", "adapter_config.json"} <= {
+        p.name for p in (tmp_path / "runs" / "a").iterdir()
+    }
+    assert not (tmp_path / "~").exists()
+
+
 def test_a_folder_that_the_trainer_made_goes_when_the_run_is_refused(settings, monkeypatch):
     from milora.training.trainer import RunTrainer
 
@@ -253,7 +291,8 @@ def test_a_full_disk_keeps_the_old_adapter(settings, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(saving, "export_lora", full)
-    model = type("Model", (), {"save_pretrained": lambda self, folder, **_: folder.mkdir()})()
+    model = torch.nn.Module()
+    model.save_pretrained = lambda folder, **_: folder.mkdir()
     with pytest.raises(MiloraError, match="no space left"):
         saving.save_result(model, None, Recipe(**settings), run)
     assert (run.path / "adapter_model.safetensors").read_bytes() == old

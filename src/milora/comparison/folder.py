@@ -38,7 +38,7 @@ class ComparisonFolder:
     """A folder that holds one comparison. The object knows paths; nothing is touched before it is asked."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.grid_file = self.path / "comparison.yaml"
         self.result_file = self.path / "comparison.json"
         self.selection_file = self.path / "selection.json"

@@ -62,7 +62,7 @@ class RunFolder:
     """A folder that holds one run. The object knows paths; nothing is read or written before it is asked."""
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.recipe_file = self.path / "recipe.yaml"
         self.provenance_file = self.path / "provenance.json"
         self.metrics_file = self.path / "metrics.jsonl"
@@ -90,8 +90,8 @@ class RunFolder:
 
         Raises:
             MiloraError: the folder holds a run and neither flag is given; it holds other files and no
-                run; there is nothing to resume; the recipe to resume differs in a key that shapes the run, or the
-                rows of an optimiser step do.
+                run; the recipe reads what ``overwrite`` would delete; there is nothing to resume; the recipe to
+                resume differs in a key that shapes the run, or the rows of an optimiser step do.
         """
         if overwrite and resume:
             raise MiloraError("--overwrite and --resume: got both, allowed one of them")
@@ -101,8 +101,19 @@ class RunFolder:
             self._check_resume(recipe)
         elif self.holds_run and not overwrite:
             raise MiloraError(f"output_dir: {self.path} holds a run; --overwrite replaces it, --resume goes on with it")
+        elif self.holds_run:
+            self._check_deletion(recipe)
         elif not self.holds_run and self.path.is_dir() and any(self.path.iterdir()):
             raise MiloraError(f"output_dir: {self.path} is not empty and holds no run; give a new or an empty folder")
+
+    def _check_deletion(self, recipe: Recipe) -> None:
+        """What a run reads must not be what it replaces."""
+        going = {found.resolve() for pattern in WRITTEN for found in self.path.glob(pattern)}
+        for key in ("model_name_or_path", "dataset", "eval_dataset", "image_folder"):
+            value = getattr(recipe, key)
+            place = Path(value).expanduser().resolve() if value else None
+            if place is not None and place.exists() and going & {place, *place.parents}:
+                raise MiloraError(f"--overwrite: {key} {value} lies in {self.path} and would be deleted with its run")
 
     def create(self, recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -> "RunFolder":
         """Make the folder and write the recipe into it; with ``overwrite`` the old run's files go first.

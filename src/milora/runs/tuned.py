@@ -1,6 +1,5 @@
 """A run, an adapter or a model by its path: built, with its tokenizer and with a way to its base model."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,9 +79,8 @@ def quantised_base(path: str | Path) -> tuple[str | None, str]:
     if run.holds_run:
         recipe = run.recipe()
         return recipe.base_quantization, recipe.base_dtype
-    file = run.path / "adapter_config.json"
-    named = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    precision = named.get("base_precision")
+    config = read_config(run.path) if (run.path / "adapter_config.json").is_file() else None
+    precision = getattr(config, "base_precision", None)
     return (precision if precision in QUANTIZATIONS else None), "auto"
 
 

@@ -4,10 +4,12 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from milora.adapters import export_lora
 from milora.errors import MiloraError
@@ -28,8 +30,9 @@ def save_result(model: Any, tokenizer: Any, recipe: Recipe, run: RunFolder, stat
     - full fine-tuning: the model and its tokenizer in ``model/``.
 
     Raises:
-        MiloraError: the disk is full; what stood there before still does.
+        MiloraError: NaN or Inf in what was trained, or the disk is full; what stood there before still does.
     """
+    _check_trained(model, state)
     with disk_full_in_one_line(run.path):
         if recipe.method == "full":
             with replacing(run.model) as folder:
@@ -43,6 +46,17 @@ def save_result(model: Any, tokenizer: Any, recipe: Recipe, run: RunFolder, stat
         else:
             with _into_root(run) as folder:
                 _save_adapter(model, folder, state)
+
+
+def _check_trained(model: Any, state: Mapping[str, Any] | None) -> None:
+    """The steps since the last log event may have ended in numbers that are none."""
+    trained = state or {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for name, tensor in trained.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise MiloraError(
+                f"training: {name} holds NaN or Inf at the end, nothing was saved; a smaller learning_rate or dtype"
+                " float32 may help"
+            )
 
 
 @contextmanager

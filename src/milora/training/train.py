@@ -219,6 +219,7 @@ def _removed_unless_started(run: RunFolder) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not existed:
+        # Another process may have started its run there in the meantime.
+        if not existed and not any(path.is_file() for path in run.path.rglob("*")):
             shutil.rmtree(run.path, ignore_errors=True)
         raise

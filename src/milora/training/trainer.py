@@ -11,6 +11,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.sft_trainer import SFTTrainer
 
+from milora.errors import MiloraError
 from milora.training import adalora, spread
 from milora.training.checkpoints import read_weights
 from milora.training.masking import IMAGE
@@ -152,7 +153,11 @@ class RunTrainer(SFTTrainer):
         self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
         self._load_from_checkpoint(str(checkpoint))
         best = state.best_model_checkpoint
-        if self.args.load_best_model_at_end and best is not None and Path(best).is_dir():
+        if self.args.load_best_model_at_end and best is not None:
+            here = Path(self.args.output_dir or ".") / Path(best).name  # the run may have been moved
+            if not here.is_dir():
+                raise MiloraError(f"--resume: {here}, the best checkpoint, is not there; allowed with it alone")
+            state.best_model_checkpoint = str(here)
             self._load_best_model()
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         return True
