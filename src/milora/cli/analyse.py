@@ -47,7 +47,7 @@ def analyse(
 
     screen: Output = context.obj
     run = RunFolder(run_or_adapter) if run_or_adapter is not None else None
-    target = output or (run.analysis_file if run is not None and run.holds_run else None)
+    target = (output and output.expanduser()) or (run.analysis_file if run is not None and run.holds_run else None)
     if target is not None and target.exists() and not overwrite:
         raise MiloraError(f"analyse: {target} exists; --overwrite replaces it")
     changes = changes_of(

@@ -78,6 +78,7 @@ def evaluate(
         "task_seed": task_seed, "max_length": max_length, "task_settings": _pairs(task_settings, "--task_settings"),
     }  # fmt: skip
     names, settings = _with_recipe(run_or_model, tasks, settings)
+    output = output and output.expanduser()
     _refuse_existing(run_or_model, names, output, overwrite)
     tuned = load_tuned(run_or_model, model_name_or_path=model_name_or_path, dtype=dtype, device=device, force=force)
     run = tuned.run if output is None else None

@@ -55,6 +55,7 @@ def _places(outputs_or_run: str, side: str, output: Path | None) -> tuple[Path, 
     from milora.runs import RunFolder
     from milora.tasks.alpaca_eval import TASK
 
+    output = output and output.expanduser()
     run = RunFolder(outputs_or_run)
     if not run.holds_run:
         if not Path(outputs_or_run).is_file():

@@ -7,6 +7,7 @@ import typer
 
 from milora.cli.export import Base, Check, Destination, Force, Overwrite, ShardSize, adapter_folder, export
 from milora.cli.output import Output
+from milora.errors import MiloraError
 
 
 def merge(
@@ -26,7 +27,7 @@ def merge(
         ),
     ] = False,
     text: Annotated[
-        Path | None, typer.Option("--text", help="A text on which the logits' change is measured, quantised bases.")
+        Path | None, typer.Option("--text", help="A text on which the change of the logits, or the KL, is measured.")
     ] = None,
     onto: Annotated[
         str | None,
@@ -47,13 +48,15 @@ def merge(
     from milora.runs.tuned import quantised_base
 
     if onto is not None:
+        if text is not None or check or high_precision:
+            raise MiloraError("--onto: got --text, --check or --high_precision, allowed none: nothing is compared")
         return _onto(context.obj, adapter, model_name_or_path, onto, output, max_shard_size, overwrite, force)
     quantization, dtype = quantised_base(adapter)
     stored = stored_quantization(model_name_or_path)
     if stored is None and (quantization is None or (high_precision and text is None)):
         return export(
-            context, adapter, model_name_or_path, output, to="merged", max_shard_size=max_shard_size, check=check,
-            force=force, overwrite=overwrite,
+            context, adapter, model_name_or_path, output, to="merged", text=None if text is None else str(text),
+            max_shard_size=max_shard_size, check=check, force=force, overwrite=overwrite,
         )  # fmt: skip
     show: Output = context.obj
     folder, common = adapter_folder(adapter), {"overwrite": overwrite, "force": force}
@@ -82,7 +85,6 @@ def _onto(
     show: Output, adapter: Path, base: str, onto: str, output: Path, max_shard_size: str, overwrite: bool, force: bool
 ) -> None:
     from milora.adapters.merge import merge as write
-    from milora.errors import MiloraError
     from milora.runs.tuned import quantised_base
 
     if quantised_base(adapter)[0] is not None:

@@ -104,10 +104,9 @@ def _counts(model_name_or_path: str, r: int, target_modules: str) -> dict[str, i
     from milora.adapters import attach, peft_config
     from milora.adapters.build import FULL, PEFT_METHODS
     from milora.methods import METHODS, Choice
+    from milora.models.targets import parse_targets
 
-    targets = target_modules if "," not in target_modules else target_modules.split(",")
-    if targets != "all-linear" and isinstance(targets, str):
-        targets = [targets]
+    targets = parse_targets(target_modules)
     settings: dict[str, Any] = {"lora_r": r, "target_modules": targets}
     counts: dict[str, int | None] = {}
     shapes: list[tuple[int, int]] = []

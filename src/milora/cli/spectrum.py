@@ -21,6 +21,7 @@ def spectrum(
     targets: Targets = "all-linear",
     layers: Annotated[bool, typer.Option("--layers", help="Print each layer too.")] = False,
     output: Annotated[Path | None, typer.Option("--output", help="Draw them: a .png, .svg or .pdf file.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the picture at --output.")] = False,
     device: Device = None,
     procs: Procs = 1,
     gguf_file: GGUFFile = None,
@@ -31,13 +32,16 @@ def spectrum(
     from milora.analysis.spectrum import spectrum as measure
     from milora.analysis.spectrum_picture import check_picture, draw
     from milora.decompositions import default_store
+    from milora.models.atomic import check_free
     from milora.models.load import usable_device
     from milora.models.targets import parse_targets
     from milora.models.weights import linear_weights
 
     screen: Output = context.obj
+    output = None if output is None else output.expanduser()
     if output is not None:
         check_picture(output)
+        check_free(output, overwrite, file=True)
     found = linear_weights(model, parse_targets(targets), gguf_file=gguf_file, trust_remote_code=trust_remote_code)
     if found.note:
         screen.note(f"weights found by their names: {found.note}")

@@ -165,6 +165,8 @@ def _check_source(model_name_or_path: str | Path, gguf_file: str | None, weights
         check_checkpoint(folder)
     elif not folder.is_dir():
         raise MiloraError(f"model folder: got {folder}, which does not exist or is no folder")
+    elif (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise MiloraError(f"model folder: {folder} holds an adapter and no config.json, allowed a model")
 
 
 def _source(model_name_or_path: str | Path) -> str:

@@ -57,7 +57,7 @@ def write_report(
 
 def _files(folders: Sequence[str | Path], output: str | Path | None, formats: Sequence[str]) -> list[Path]:
     home = Path(folders[0]) if len(folders) == 1 else Path()
-    file = Path(output) if output is not None else home / "report.html"
+    file = Path(output).expanduser() if output is not None else home / "report.html"
     stem = file.name.removesuffix(file.suffix) if file.suffix.lower().lstrip(".") in (*FORMATS, "htm") else file.name
     if file.is_dir() or not stem:
         raise MiloraError(f"output: got {file}, allowed the name of a file, such as report.html")
