@@ -132,7 +132,7 @@ def test_a_full_fine_tune_is_compared_with_its_base(
     call(capsys, "train", *flags)
     assert (run / "model" / "model.safetensors").is_file()
     assert call(capsys, "forgetting", run, "--text", text, "--block", 32)["kl"] > 1e-3
-    assert "no adapter" in refused(capsys, "export", run, "--model_name_or_path", tiny_llama, "--output", run / "x")
+    assert "method full" in refused(capsys, "export", run, "--model_name_or_path", tiny_llama, "--output", run / "x")
 
     told = ["--tasks", "milora_questions", "--data_dir", questions]
     compared = call(capsys, "eval", run, *told)["comparison"]
