@@ -106,7 +106,9 @@ def test_spectrum_draws(tiny_llama: Path, tmp_path: Path, capsys):
     picture = tmp_path / "s.png"
     assert call(capsys, "spectrum", tiny_llama, "--rank", 4, "--output", picture)["picture"] == str(picture)
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert main(["spectrum", str(tiny_llama), "--rank", "4", "--output", str(picture), "--quiet"]) == 0
+    again = ["spectrum", str(tiny_llama), "--rank", "4", "--output", str(picture), "--quiet"]
+    assert main(again) == 2 and "exists, allowed a new one, or --overwrite" in capsys.readouterr().err
+    assert main([*again, "--overwrite"]) == 0
     assert capsys.readouterr().out.strip() == str(picture)
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from adapters.steps import adapt, train_steps
+from cli.calls import refused
 from milora.adapters import agreement
 from milora.cli.app import main
 
@@ -74,6 +75,39 @@ def test_gguf_and_merged(adapter: Path, tmp_path: Path, call):
     assert len(list((tmp_path / "m").glob("*.safetensors"))) > 1
     call("merge", adapter, "--output", tmp_path / "m2", "--no-check")
     assert (tmp_path / "m2" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("verb", ["export", "merge", "import", "compose"])
+def test_what_is_read_is_not_overwritten(adapter: Path, tiny_llama: Path, capsys, verb):
+    before = {path.name: path.read_bytes() for path in adapter.iterdir()}
+    folders = [adapter, adapter] if verb == "compose" else [adapter]
+    told = refused(
+        capsys, verb, *folders, *(["--weights", "1,1"] if verb == "compose" else []),
+        "--model_name_or_path", tiny_llama, "--output", adapter, "--overwrite",
+    )  # fmt: skip
+    assert "which is read; --overwrite would delete it" in told
+    assert {path.name: path.read_bytes() for path in adapter.iterdir()} == before
+
+
+def test_a_text_is_measured_where_merge_is_told_one(adapter: Path, tiny_llama: Path, tmp_path: Path, call, capsys):
+    (tmp_path / "text.txt").write_text("The sea is wide and the sky is high. " * 20)
+    told = call("merge", adapter, "--output", tmp_path / "merged", "--text", tmp_path / "text.txt")
+    assert 0 <= told["kl"] < 1e-6 and told["tokens"] > 100
+    onto = ["--onto", tiny_llama, "--text", tmp_path / "text.txt", "--output", tmp_path / "onto"]
+    told = refused(capsys, "merge", adapter, "--model_name_or_path", tiny_llama, *onto)
+    assert "--onto: got --text, --check or --high_precision" in told and not (tmp_path / "onto").exists()
+
+
+def test_an_adapter_that_changes_no_weight_is_not_merged(tiny_llama: Path, tmp_path: Path, capsys):
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    get_peft_model(model, PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM")).save_pretrained(
+        tmp_path / "p"
+    )
+    base = ["--model_name_or_path", tiny_llama, "--output", tmp_path / "m"]
+    assert "got PROMPT_TUNING, which changes no weight" in refused(capsys, "merge", tmp_path / "p", *base)
+    (tmp_path / "p" / "adapter_config.json").write_text("[]")
+    assert "is no adapter configuration" in refused(capsys, "merge", tmp_path / "p", *base)
+    assert "got nothere, which is no folder here" in refused(capsys, "merge", "nothere", *base)
 
 
 def test_what_was_trained_by_peft_comes_in(tiny_llama: Path, tmp_path: Path, call):

@@ -143,7 +143,7 @@ def test_what_is_no_scale_is_refused(tiny_llama, tmp_path, arguments, why):
 
 def test_what_is_not_known_is_refused(tiny_llama, tmp_path):
     folder, out = shutil.copytree(tiny_llama, tmp_path / "model"), tmp_path / "out"
-    with pytest.raises(MiloraError, match="is the model's own folder"):
+    with pytest.raises(MiloraError, match="which is read; --overwrite would delete it"):
         rescale(folder, folder, overwrite=True)
     edited(folder, architectures=["GemmaForCausalLM"])
     with pytest.raises(MiloraError, match="is a GemmaForCausalLM, allowed LlamaForCausalLM"):

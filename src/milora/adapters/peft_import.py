@@ -78,7 +78,7 @@ def import_adapter(
             without its layers or with other shapes, a PiSSA start that cannot be made again, `output` exists.
     """
     target = Path(output).expanduser()
-    check_free(target, overwrite)
+    check_free(target, overwrite, adapter, model_name_or_path, initial)
     file, pissa = _read(Path(adapter).expanduser())
     start = None if initial is None else _read(Path(initial).expanduser())[0]
     _check_start(file, pissa, start)
