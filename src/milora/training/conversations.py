@@ -104,7 +104,10 @@ def _in_text(messages: Sequence[Message], turn: int, text: str, ids: Sequence[in
     while closing and not text.startswith(closing, end):
         closing = closing[:-1]  # what is written after the last turn alone
     end += len(closing)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    try:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    except NotImplementedError as error:  # a tokenizer in Python alone
+        raise NoAnswer(f"turn {turn + 1} is written otherwise once others follow it") from error
     if encoded["input_ids"] != list(ids):
         raise NoAnswer(f"turn {turn + 1} cannot be found in it by its characters")
     inside = [i for i, (left, right) in enumerate(encoded["offset_mapping"]) if left < end and right > at]
@@ -112,9 +115,9 @@ def _in_text(messages: Sequence[Message], turn: int, text: str, ids: Sequence[in
 
 
 def _parts(message: Message) -> list[str]:
-    """What a template may show of a turn: all of it, or what comes after a thought."""
+    """What a template may show of a turn: all of it, or what comes after a thought, if anything does."""
     content = str(message["content"])
-    return list(dict.fromkeys([content.strip(), content.rpartition(THOUGHT)[2].strip()]))
+    return [part for part in (content.strip(), content.rpartition(THOUGHT)[2].strip()) if part]
 
 
 def _otherwise(message: Message) -> dict[str, Any]:
