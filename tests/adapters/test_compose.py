@@ -117,8 +117,12 @@ def test_a_lora_of_pefts_joins_in(base, ids, tmp_path):
     PeftModel.from_pretrained(base(), tmp_path / "both")
 
 
-def test_an_adapter_without_its_bases_is_added_up_only_on_the_same_ones(base, ids, tmp_path, tiny_llama):
+@pytest.mark.parametrize("noted", [True, False])
+def test_an_adapter_without_its_bases_is_added_up_only_on_the_same_ones(base, ids, tmp_path, tiny_llama, noted):
     unsaved, saved = experts(base, ids, tmp_path, {"method": "mica", "save_bases": False}, {"method": "mica"})
+    if not noted:  # what its bases were made of, as before that was written down
+        file = unsaved / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"base_dtype": None, "base_values": None}))
     same = compose([unsaved, saved], WEIGHTS, tmp_path / "same", model_name_or_path=tiny_llama)
     check([unsaved, saved], tmp_path / "same", tiny_llama, base, ids)
     # The same change by other factors, as an adapter has that was brought in from elsewhere.
